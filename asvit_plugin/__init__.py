@@ -1,0 +1,6 @@
+"""Efficient vision-transformer backbones as ordinary timm models; importing this package registers them."""
+
+from ._version import __version__
+from .models import AsViT, AsViTGenotype
+
+__all__ = ["AsViT", "AsViTGenotype", "__version__"]

@@ -1,0 +1,82 @@
+"""Building a model as timm does, with weight files that either fit wholly or are refused in one sentence."""
+
+import pickle
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from timm.models import build_model_with_cfg
+from torch import nn
+
+_READ_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+
+
+def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's ``build_model_with_cfg``, where a weight file that cannot be read or does not fit is a ``ValueError``."""
+    try:
+        return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+    except _READ_ERRORS as error:
+        if not pretrained:
+            raise
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        source = overlay.get("file") or overlay.get("hf_hub_id") or overlay.get("url") or "its default source"
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"pretrained weights of {variant} could not be loaded from {source}: {reason}") from error
+
+
+def require_full_cover(state_dict: dict[str, torch.Tensor], model: nn.Module, new: tuple[str, ...] = ()) -> None:
+    """Refuse a state dict that leaves part of the model random, or brings tensors that the model has no place for.
+
+    timm itself loads such a file silently once the number of classes differs. The classifier may be missing; the
+    stem may have other input channels (timm adapts it).
+
+    Args:
+        state_dict: Weights, already under the model's own names.
+        model: The model they are meant for, with its ``pretrained_cfg``.
+        new: Names of parameters that the file need not hold.
+
+    Raises:
+        ValueError: naming the first tensors that are missing, left over or of another shape.
+    """
+    cfg = model.pretrained_cfg
+    classifier = {f"{cfg['classifier']}.{leaf}" for leaf in ("weight", "bias")}
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in classifier}
+    problems = {
+        "it lacks": [name for name in wanted if name not in state_dict and name not in new],
+        "the model has no": [name for name in state_dict if name not in wanted and name not in classifier],
+        "of another shape are": [
+            f"{name} {_shape(state_dict[name])} for {_shape(shape)}"
+            for name, shape in wanted.items()
+            if name in state_dict and not _same_shape(name, state_dict[name], shape, cfg["first_conv"])
+        ],
+    }
+    found = [f"{what} {_first(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(f"the weight file does not fit {cfg['architecture']}: {'; '.join(found)}")
+    _require_class_count(state_dict, cfg)
+
+
+def _require_class_count(state_dict: dict[str, torch.Tensor], cfg: dict[str, Any]) -> None:
+    weight = state_dict.get(f"{cfg['classifier']}.weight")
+    if weight is not None and len(weight) != cfg["num_classes"]:
+        raise ValueError(
+            f"the weight file has {len(weight)} classes and pretrained_cfg says {cfg['num_classes']}: pass "
+            f"pretrained_cfg_overlay=dict(file=..., num_classes={len(weight)})"
+        )
+
+
+def _same_shape(name: str, tensor: Any, shape: torch.Size, first_conv: str) -> bool:
+    if not isinstance(tensor, torch.Tensor):
+        return False
+    if name == f"{first_conv}.weight":  # other input channels are adapted by timm
+        return tensor.ndim == len(shape) and tensor.shape[:1] + tensor.shape[2:] == shape[:1] + shape[2:]
+    return tensor.shape == shape
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value)) if isinstance(value, torch.Size) else str(tuple(getattr(value, "shape", ("no tensor",))))
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

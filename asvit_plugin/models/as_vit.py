@@ -1,0 +1,571 @@
+"""As-ViT: vision transformers designed and scaled without training.
+
+Chen, Huang, Du, Song, Wang, Zhou: "Auto-scaling Vision Transformers without Training", ICLR 2022 (arXiv 2202.11921).
+Four stages of windowed attention without shifts or relative positions; the windows are a fixed fraction of the grid.
+"""
+
+import math
+import re
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    Attention,
+    ClNormMlpClassifierHead,
+    DropPath,
+    Mlp,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, register_model
+from timm.models.vision_transformer import get_init_weights_vit
+from torch import nn
+
+from ..layers import OverlapPatchEmbed, PatchMerging, resample_pos_embed, window_partition, window_reverse
+from ._build import build_model, require_full_cover
+from ._timm_private import feature_take_indices, update_model_input_size
+from .as_vit_genotype import AsViTGenotype
+
+SEED = "8,2,3|4,1,2|4,1,4|4,1,6|32"  # topology found by the paper's search; the larger nets grow from it
+WINDOW_POLICIES = ("split", "size")
+
+
+class AsViTBlock(nn.Module):
+    """Pre-norm transformer block with attention inside windows, over (B, H, W, C)."""
+
+    num_windows: tuple[int, int]
+    window_size: tuple[int, int]
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.num_windows, self.window_size = (1, 1), (-1, -1)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        # The attention width may be smaller than dim: heads * (dim // heads).
+        self.attn = Attention(
+            dim,
+            num_heads,
+            attn_head_dim=dim // num_heads,
+            qkv_bias=True,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            **dd,
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = window_partition(self.norm1(x), self.num_windows, self.window_size)
+        attended = self.attn(windows.flatten(3, 4).flatten(0, 2))  # (B * windows, tokens, C)
+        x = x + self.drop_path1(window_reverse(attended.reshape(windows.shape)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class AsViTStage(nn.Module):
+    """The merge that enters a stage (none before the first) and the stage's blocks, over (B, H, W, C)."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[AsViTBlock]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class AsViT(nn.Module):
+    """As-ViT backbone and classifier.
+
+    Any image size works: the image is padded once, right and bottom, to the multiple that the stem, the merges and
+    the windows need; features, pooling and the position embedding cover the tokens that the image touches. At sizes
+    that need no padding the net is exactly the authors'.
+
+    ``forward_features`` gives NHWC. The head is ``Linear, Tanh, Linear`` on the pooled feature: ``num_classes=0`` and
+    ``forward_head(..., pre_logits=True)`` both give the (B, C) output of the Tanh. With ``num_classes=0`` and
+    ``global_pool=""`` the whole head is gone and the output is that of ``forward_features``.
+
+    Args:
+        genotype: The net, in the authors' notation (see :class:`AsViTGenotype`).
+        img_size: Nominal image size in pixels: the grid that the position embedding is stored for.
+        in_chans: Image channels.
+        num_classes: Classes; 0 removes the classifier.
+        global_pool: "avg", "max", "avgmax", or "" for no pooling.
+        pos_embed: Learned absolute position embedding; the published parameter counts have it.
+        stem_stride: Pixels per token of the first stage.
+        window_policy: "split": each axis of the grid is cut into the genotype's number of windows, as in
+            classification. "size": the image is tiled by regions of about ``pretrain_img_size``, and each is cut so;
+            windows keep the size that they had in pretraining while the image grows, as detection needs it.
+        pretrain_img_size: Image size in pixels whose windows the "size" policy keeps. Regions are stretched a little
+            where this lets them tile ``img_size`` (224 to 256 for an image of 1024).
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the position embedding.
+        proj_drop_rate: Dropout after attention's projection and inside the MLPs.
+        attn_drop_rate: Dropout on attention weights.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks.
+        weight_init: "" for the authors' initialisation, "skip" for PyTorch's defaults.
+        device: Where parameters are made.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: for a genotype, size or policy outside what is allowed.
+    """
+
+    def __init__(
+        self,
+        genotype: Union[str, AsViTGenotype] = SEED,
+        img_size: Union[int, tuple[int, int]] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        pos_embed: bool = True,
+        stem_stride: int = 4,
+        window_policy: str = "split",
+        pretrain_img_size: Union[int, tuple[int, int]] = 224,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        if window_policy not in WINDOW_POLICIES:
+            raise ValueError(f"window_policy is {window_policy!r}; it must be one of {', '.join(WINDOW_POLICIES)}")
+        gene = AsViTGenotype.parse(genotype)
+        self.genotype = str(gene)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = gene.dims[-1]
+        self.embed_dim = gene.embed_dim
+        self.num_prefix_tokens = 0
+        self.output_fmt = "NHWC"
+        self.dynamic_img_size = True
+        self.splits = gene.splits
+        self.stem_stride = stem_stride
+        self.window_policy = window_policy
+        self.pretrain_img_size = check_img_size("pretrain_img_size", pretrain_img_size)
+        self.img_size = check_img_size("img_size", img_size)
+        self._check_splits()
+
+        self.patch_embed = OverlapPatchEmbed(in_chans, gene.dims[0], gene.kernel_sizes[0], stem_stride, **dd)
+        self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, gene.dims[0], **dd)) if pos_embed else None
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        drop_path = calculate_drop_path_rates(drop_path_rate, list(gene.depths), stagewise=True)
+        stages = []
+        for i, (dim, heads, depth) in enumerate(zip(gene.dims, gene.heads, gene.depths)):
+            merge = PatchMerging(gene.dims[i - 1], dim, gene.kernel_sizes[i], **dd) if i else nn.Identity()
+            blocks = [
+                AsViTBlock(dim, heads, gene.mlp_ratios[i], proj_drop_rate, attn_drop_rate, drop_path[i][j], **dd)
+                for j in range(depth)
+            ]
+            stages.append(AsViTStage(merge, blocks))
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            dict(num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}") for i, dim in enumerate(gene.dims)
+        ]
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-5, **dd)
+        self.head = self._make_head(**dd)
+        self.set_tokenization()
+
+        self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
+        if weight_init != "skip":
+            self.init_weights(needs_reset=False)
+
+    # Sizes, windows, tokenization -------------------------------------------------------------------------------
+
+    @property
+    @torch.jit.unused
+    def grid_size(self) -> tuple[int, int]:
+        """Tokens (height, width) of the first stage at the nominal image size."""
+        return tuple(math.ceil(side / self.stem_stride) for side in self.img_size)
+
+    @torch.jit.ignore
+    def set_tokenization(self, stride: Optional[int] = None, dilation: int = 1) -> None:
+        """Sample the image more coarsely (As-ViT's progressive tokenization), or finely again; weights stay as they are.
+
+        Windows, padding and the resampling of the position embedding follow.
+
+        Args:
+            stride: Pixels per token of the first stage; None for the model's own.
+            dilation: Pixels between two samples of the stem's kernel.
+        """
+        stride = self.stem_stride if stride is None else stride
+        # In pixels: stage i has a token every stride * 2^i, and each axis of its grid must split evenly.
+        unit = math.lcm(*(stride * 2**i * split for i, split in enumerate(self.splits[: len(self.stages)])))
+        region = (unit, unit) if self.window_policy == "split" else self._region(unit)
+        self.patch_embed.set_tokenization(stride, dilation, region)
+        for i, (stage, split) in enumerate(zip(self.stages, self.splits)):
+            for block in stage.blocks:
+                if self.window_policy == "split":
+                    block.num_windows, block.window_size = (split, split), (-1, -1)
+                else:
+                    block.num_windows = (-1, -1)
+                    block.window_size = tuple(side // (stride * 2**i * split) for side in region)
+
+    def _region(self, unit: int) -> tuple[int, int]:
+        """Pixels (height, width) of the regions that tile the image under the "size" policy."""
+        counts = [max(1, side // kept) for side, kept in zip(self.img_size, self.pretrain_img_size)]
+        return tuple(math.ceil(side / (n * unit)) * unit for side, n in zip(self.img_size, counts))
+
+    def _check_splits(self) -> None:
+        for i, split in enumerate(self.splits):
+            grid = min(self.img_size) // (self.stem_stride * 2**i)
+            if split > max(grid, 1):
+                raise ValueError(
+                    f"genotype field S{i + 1} (window split) is {split}; at img_size {self.img_size} stage {i + 1} has "
+                    f"{grid} tokens per side, so it must be between 1 and {max(grid, 1)}"
+                )
+
+    @torch.jit.ignore
+    def set_input_size(
+        self,
+        img_size: Optional[Union[int, tuple[int, int]]] = None,
+        patch_size: Optional[int] = None,
+        window_policy: Optional[str] = None,
+    ) -> None:
+        """Change the nominal image size; the position embedding is resampled to its grid, windows are recomputed.
+
+        Args:
+            img_size: New nominal size in pixels; None keeps it.
+            patch_size: Not resizable; only the present stem stride is accepted.
+            window_policy: New window policy; None keeps it.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != to_2tuple(self.stem_stride):
+            raise ValueError(f"patch_size is {patch_size}; As-ViT's stem keeps its stride of {self.stem_stride} pixels")
+        if window_policy is not None and window_policy not in WINDOW_POLICIES:
+            raise ValueError(f"window_policy is {window_policy!r}; it must be one of {', '.join(WINDOW_POLICIES)}")
+        self.window_policy = window_policy or self.window_policy
+        self.img_size = self.img_size if img_size is None else check_img_size("img_size", img_size)
+        self._check_splits()
+        if self.pos_embed is not None and tuple(self.pos_embed.shape[1:3]) != self.grid_size:
+            with torch.no_grad():
+                table = resample_pos_embed(self.pos_embed, *self.grid_size)
+            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        self.set_tokenization()
+        update_model_input_size(self, self.img_size, window_policy=window_policy)
+
+    # Weights ------------------------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise as the authors: linear weights and positions truncated normal (0.02), the stem PyTorch's default.
+
+        Args:
+            mode: timm's name of an initialisation; "" for the one given at construction.
+            needs_reset: Also reset modules that initialised themselves when they were built.
+        """
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
+        named_apply(get_init_weights_vit(mode or self.weight_init_mode, needs_reset=needs_reset), self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that should not decay."""
+        return {"pos_embed"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups from the stem up, for layer-wise learning rates."""
+        return dict(
+            stem=r"^patch_embed|^pos_embed",
+            blocks=r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    # Head ---------------------------------------------------------------------------------------------------------
+
+    def _make_head(self, device=None, dtype=None) -> nn.Module:
+        bare = self.num_classes == 0 and not self.global_pool
+        return ClNormMlpClassifierHead(
+            self.num_features,
+            self.num_classes,
+            hidden_size=None if bare else self.num_features,
+            pool_type=self.global_pool,
+            drop_rate=self.drop_rate,
+            norm_layer=nn.Identity,  # As-ViT normalises tokens, then pools
+            act_layer="tanh",
+            device=device,
+            dtype=dtype,
+        )
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier; the layer before it (Linear, Tanh) is kept unless everything goes.
+
+        Args:
+            num_classes: Classes of the new one; 0 removes it.
+            global_pool: New pooling; None keeps the present one, "" with no classes removes the whole head.
+        """
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        bare = num_classes == 0 and not self.global_pool
+        if bare == isinstance(self.head.pre_logits, nn.Identity):
+            self.head.reset(num_classes, pool_type=global_pool)
+        else:
+            self.head = self._make_head(**get_device_dtype(self)).train(self.training)
+
+    # Forward ------------------------------------------------------------------------------------------------------
+
+    def _tokenize(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to the tokens of the first stage, positions added where the image is."""
+        stride = self.patch_embed.stride
+        height, width = (x.shape[2] + stride - 1) // stride, (x.shape[3] + stride - 1) // stride
+        x = self.patch_embed(x)
+        if self.pos_embed is not None:
+            table = resample_pos_embed(self.pos_embed, height, width)
+            x = x + F.pad(table, (0, 0, 0, x.shape[2] - width, 0, x.shape[1] - height))
+        return self.pos_drop(x)
+
+    def _crop(self, x: torch.Tensor, stage: int, height: int, width: int) -> torch.Tensor:
+        """Drop the tokens that lie wholly in the padding of an image of height x width pixels."""
+        stride = self.patch_embed.stride * 2**stage
+        return x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to normed tokens of the last stage, (B, H / 32, W / 32, num_features), rounded up."""
+        height, width = x.shape[2], x.shape[3]
+        x = self.stages(self._tokenize(x))
+        return self.norm(self._crop(x, len(self.stages) - 1, height, width))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Tokens to logits (B, num_classes), or to the output of the Tanh before the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, list[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[list[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]:
+        """The feature pyramid: each stage's output before the next merge, at strides 4, 8, 16 and 32.
+
+        Args:
+            x: Images, (B, C, H, W).
+            indices: Stages to return: the last n, a list, or None for all.
+            norm: Apply the final norm to the last stage's feature.
+            stop_early: Do not run stages behind the last one asked for.
+            output_fmt: "NCHW".
+            intermediates_only: Leave the final feature out.
+
+        Returns:
+            The features, (B, C_i, ceil(H / stride_i), ceil(W / stride_i)), or (``forward_features(x)``, features).
+        """
+        assert output_fmt == "NCHW", f"output_fmt is {output_fmt}; only NCHW is offered"
+        height, width = x.shape[2], x.shape[3]
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        x = self._tokenize(x)
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a Sequential
+            stages = self.stages
+        else:
+            stages = self.stages[: max_index + 1]
+        intermediates = []
+        last = 0
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            last = i
+            if i in take_indices:
+                feature = self._crop(x, i, height, width)
+                if norm and i == len(self.splits) - 1:
+                    feature = self.norm(feature)
+                intermediates.append(feature.permute(0, 3, 1, 2).contiguous())
+        if intermediates_only:
+            return intermediates
+        x = self._crop(x, last, height, width)
+        if last == len(self.splits) - 1:
+            x = self.norm(x)
+        return x, intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the features at ``indices`` do not need.
+
+        Args:
+            indices: Stages to keep as features: the last n, or a list.
+            prune_norm: Also drop the final norm.
+            prune_head: Also drop the head; it goes anyway when stages go.
+
+        Returns:
+            The indices as non-negative numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prune_end = max_index < len(self.stages) - 1
+        if prune_norm or prune_end:
+            self.norm = nn.Identity()
+        if prune_end:
+            self.stages = self.stages[: max_index + 1]
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.set_tokenization(self.patch_embed.stride, self.patch_embed.proj.dilation[0])
+        if prune_head or prune_end:
+            self.reset_classifier(0, "")
+        return take_indices
+
+
+def check_img_size(field: str, img_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
+    """An image size as (height, width), both positive whole numbers."""
+    size = tuple(to_2tuple(img_size))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
+    return size
+
+
+_AUTHORS_NAMES = [
+    (r"^absolute_pos_embed$", "pos_embed"),
+    (r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
+    (r"^layers\.", "stages."),
+    (r"\.mlps\.0\.0\.", ".norm2."),
+    (r"\.mlps\.0\.1\.", ".mlp."),
+    (r"^head\.0\.", "head.pre_logits.fc."),
+    (r"^head\.2\.", "head.fc."),
+]
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: AsViT) -> dict[str, torch.Tensor]:
+    """Bring a checkpoint, ours or of the authors' layout, to the model's names and position grid.
+
+    Raises:
+        ValueError: if the file does not cover the model, or brings tensors that it has no place for.
+    """
+    state_dict = state_dict.get("model", state_dict)
+    state_dict = dict(state_dict.get("state_dict", state_dict))
+    if any(name.startswith("layers.") for name in state_dict):
+        for pattern, name in _AUTHORS_NAMES:
+            state_dict = {re.sub(pattern, name, key): value for key, value in state_dict.items()}
+    if isinstance(model.head.pre_logits, nn.Identity):  # a backbone without head has no use for one
+        state_dict = {key: value for key, value in state_dict.items() if not key.startswith("head.")}
+    if model.pos_embed is not None and isinstance(state_dict.get("pos_embed"), torch.Tensor):
+        table = _as_grid(state_dict["pos_embed"], model)
+        state_dict["pos_embed"] = resample_pos_embed(table, *model.pos_embed.shape[1:3])
+    require_full_cover(state_dict, model)
+    return state_dict
+
+
+def _as_grid(table: torch.Tensor, model: AsViT) -> torch.Tensor:
+    """A position table as (1, H, W, C); the authors store (1, H * W, C)."""
+    if table.ndim == 4:
+        return table
+    source = model.pretrained_model_args.get("img_size") or model.pretrained_cfg["input_size"][-2:]
+    grid = [math.ceil(side / model.stem_stride) for side in to_2tuple(source)]
+    if math.prod(grid) != table.shape[1]:
+        grid = [math.isqrt(table.shape[1])] * 2
+    if table.ndim != 3 or math.prod(grid) != table.shape[1]:
+        raise ValueError(
+            f"the weight file's position embedding has shape {tuple(table.shape)}, which is no square grid: pass the "
+            f"image size that it was trained at, pretrained_cfg_overlay=dict(file=..., input_size=(3, height, width))"
+        )
+    return table.unflatten(1, grid)
+
+
+def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2202.11921",
+        "paper_name": "Auto-scaling Vision Transformers without Training",
+        "origin_url": "https://github.com/VITA-Group/AsViT",
+        **kwargs,
+    }
+
+
+# No weights have been published for any of them.
+default_cfgs = generate_default_cfgs({name: _cfg() for name in ("as_vit", "as_vit_small", "as_vit_base", "as_vit_large")})
+
+
+def _create_as_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> AsViT:
+    feature_cfg = dict(
+        out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter", **kwargs.pop("feature_cfg", {})
+    )
+    return build_model(
+        AsViT, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs
+    )
+
+
+@register_model
+def as_vit(pretrained: bool = False, **kwargs: Any) -> AsViT:
+    """Any net of the As-ViT space: pass ``genotype=``. The default is the seed topology of the paper's search."""
+    return _create_as_vit("as_vit", pretrained=pretrained, **kwargs)
+
+
+@register_model
+def as_vit_small(pretrained: bool = False, **kwargs: Any) -> AsViT:
+    """As-ViT Small: 29,051,296 parameters, 5.13 GMACs at 224.
+
+    The paper's genotype string is not public; this one is reconstructed from the published counts (29.0 M, 5.3 G).
+    """
+    model_args = dict(genotype="8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88")
+    return _create_as_vit("as_vit_small", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def as_vit_base(pretrained: bool = False, **kwargs: Any) -> AsViT:
+    """As-ViT Base: 52,622,428 parameters, 8.75 GMACs at 224.
+
+    The paper's genotype string is not public; this one is reconstructed from the published counts (52.6 M, 8.9 G).
+    """
+    model_args = dict(genotype="8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116")
+    return _create_as_vit("as_vit_base", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def as_vit_large(pretrained: bool = False, **kwargs: Any) -> AsViT:
+    """As-ViT Large: 88,145,300 parameters, 22.36 GMACs at 224; the genotype is the authors' (repository README)."""
+    model_args = dict(genotype="8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180")
+    return _create_as_vit("as_vit_large", pretrained=pretrained, **dict(model_args, **kwargs))

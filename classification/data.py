@@ -1,0 +1,155 @@
+"""Datasets and loaders: timm's readers and transforms, and scikit-learn's digits through the same path."""
+import io
+from pathlib import Path
+
+import torch
+from options import DataOptions, RecipeOptions
+from PIL import Image
+from timm.data import ImageDataset, create_dataset, create_loader
+from timm.data.readers.reader import Reader
+from torch.utils.data import Dataset
+
+DIGITS_STATISTICS = {"mean": [0.305], "std": [0.376]}
+
+
+class ReaderDigits(Reader):
+    """scikit-learn's 1,797 handwritten digits (8 x 8 pixels, 17 grey levels), as the files a timm dataset reads.
+
+    Args:
+        training: Whether to hold the fixed 80 % of the images to train on, or the other 20 %; both have equal shares
+            of every class.
+    """
+
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        try:
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
+        except ImportError:
+            raise ValueError("--data digits needs scikit-learn: pip install scikit-learn") from None
+        images, labels = load_digits(return_X_y=True)
+        indices = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=0)[not training]
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
+        self.samples = [(_png(images[index].reshape(8, 8)), int(labels[index])) for index in sorted(indices)]
+
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        png, label = self.samples[index]
+        return io.BytesIO(png), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{index}.png"
+
+
+def open_dataset(options: DataOptions, training: bool) -> Dataset:
+    """Opens the training or the held-out split.
+
+    Args:
+        options: Names the data.
+        training: Which of the two splits.
+
+    Returns:
+        A timm dataset without transforms.
+
+    Raises:
+        ValueError: The data is not there or cannot be read.
+    """
+    mode = "L" if options.in_chans == 1 else "RGB"
+    if not options.dataset and options.data_dir is None and options.data == "digits":
+        return ImageDataset("", reader=ReaderDigits(training), input_img_mode=mode)
+    root = options.data_dir or ("" if options.data == "digits" else options.data)
+    split = options.train_split if training else options.val_split
+    if not options.dataset:
+        _check_folder(root, options)
+    try:
+        return create_dataset(
+            options.dataset, root=root or None, split=split, is_training=training, class_map=options.class_map,
+            download=options.dataset_download, batch_size=options.batch_size, input_img_mode=mode,
+            num_samples=options.train_num_samples if training else options.val_num_samples,
+            seed=getattr(options, "seed", 0), input_key=options.input_key, target_key=options.target_key,
+        )
+    except (ImportError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read split {split!r} of {options.dataset or root!r}: "
+                         f"{type(error).__name__} {error}") from error
+
+
+def count_classes(options: DataOptions, *datasets: Dataset) -> int | None:
+    """Number of classes that the options or else the data name; None if neither does.
+
+    Raises:
+        ValueError: The splits have different classes, or more than `--num-classes`.
+    """
+    tables = [getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) for dataset in datasets]
+    tables = [table for table in tables if table]
+    if any(set(table) != set(tables[0]) for table in tables):
+        odd = sorted(set(tables[0]) ^ set(tables[-1]))
+        raise ValueError(f"the training and held-out splits must have the same classes; not in both: {odd[:5]}")
+    found = len(tables[0]) if tables else None
+    if options.num_classes and found and found > options.num_classes:
+        raise ValueError(f"--num-classes is {options.num_classes}; the data has {found} classes")
+    return options.num_classes or found
+
+
+def data_arguments(options: DataOptions) -> dict[str, object]:
+    """The options that timm resolves the input size and the normalisation from, with the digits' own statistics."""
+    names = ("in_chans", "img_size", "crop_pct", "mean", "std", "interpolation")
+    arguments = {name: getattr(options, name) for name in names}
+    if not options.dataset and options.data_dir is None and options.data == "digits":
+        arguments |= {name: value for name, value in DIGITS_STATISTICS.items() if arguments[name] is None}
+    return arguments
+
+
+def make_train_loader(dataset: Dataset, data_config: dict[str, object], options: RecipeOptions, device: torch.device,
+                      distributed: bool) -> torch.utils.data.DataLoader:
+    """Loader of augmented training batches, `(images, labels)` on the device.
+
+    Raises:
+        ValueError: There are fewer images than one batch holds.
+    """
+    _without_test_crop = {key: value for key, value in data_config.items() if key not in ("crop_pct", "crop_mode")}
+    loader = create_loader(
+        dataset, **(_without_test_crop | {"interpolation": options.train_interpolation}), is_training=True,
+        batch_size=options.batch_size, no_aug=options.no_aug, scale=options.scale, ratio=options.ratio,
+        hflip=options.hflip, vflip=options.vflip, color_jitter=options.color_jitter, auto_augment=options.aa,
+        num_aug_repeats=options.aug_repeats, re_prob=options.reprob, re_mode=options.remode, re_count=options.recount,
+        **_common_arguments(options, device, distributed),
+    )
+    if len(loader) == 0:
+        raise ValueError(f"--batch-size is {options.batch_size}; there are only {len(dataset)} training images"
+                         f"{' for all processes together' if distributed else ''}")
+    return loader
+
+
+def make_eval_loader(dataset: Dataset, data_config: dict[str, object], options: DataOptions, device: torch.device,
+                     distributed: bool = False) -> torch.utils.data.DataLoader:
+    """Loader of held-out batches in a fixed order, `(images, labels)` on the device."""
+    return create_loader(
+        dataset, **data_config, is_training=False, batch_size=options.validation_batch_size or options.batch_size,
+        **_common_arguments(options, device, distributed),
+    )
+
+
+def _common_arguments(options: DataOptions, device: torch.device, distributed: bool) -> dict[str, object]:
+    # Workers that outlive an epoch would carry random states over it, and a resumed run could not repeat them.
+    return {"num_workers": options.workers, "pin_memory": options.pin_mem, "device": device,
+            "distributed": distributed, "persistent_workers": False}
+
+
+def _check_folder(root: str, options: DataOptions) -> None:
+    """timm falls back to the whole folder where a split is missing, which would validate on the training images."""
+    folder = Path(root)
+    if not folder.exists():
+        raise ValueError(f"the data folder {root!r} does not exist")
+    synonyms = {"train": ("training",), "validation": ("val", "valid", "eval", "evaluation")}
+    for split in (options.train_split, options.val_split):
+        if folder.is_dir() and not any((folder / name).is_dir() for name in (split, *synonyms.get(split, ()))):
+            raise ValueError(f"the data folder {root!r} has no folder for the split {split!r}")
+
+
+def _png(pixels) -> bytes:
+    """PNG file of an array of grey levels from 0 to 16."""
+    file = io.BytesIO()
+    Image.fromarray((pixels * (255 / 16)).astype("uint8")).save(file, format="png")
+    return file.getvalue()

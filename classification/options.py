@@ -1,0 +1,365 @@
+"""Options of the classification scripts: typed, named as timm's own training script names them, read with jsonargparse.
+
+Every option can be given on the command line (`--drop-path 0.1` or `--drop_path 0.1`) and in a YAML file
+(`--config recipe.yaml`, with underscores); what comes later on the command line wins.
+"""
+import re
+import sys
+from argparse import ArgumentError
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
+
+import docstring_parser
+import jsonargparse
+from timm.data import str_to_interp_mode
+from timm.optim import list_optimizers
+
+Numbers = list[float]
+Section = TypeVar("Section", bound="DataOptions")
+
+
+@dataclass
+class DataOptions:
+    """Images and how they are prepared.
+
+    Args:
+        data: `digits` (scikit-learn's 1,797 handwritten digits, nothing to download) or a folder with one sub-folder
+            per split, holding one sub-folder of images per class.
+        data_dir: The same folder under timm's name for it; wins over `data`. Root of `--dataset` where that needs one.
+        dataset: One of timm's readers instead of folders: `hfds/NAME`, `hfids/NAME`, `tfds/NAME`, `wds/NAME`,
+            `torch/NAME`.
+        dataset_download: Let the reader download the data.
+        class_map: File with one class name per line, which fixes the order of the classes.
+        train_split: Name of the split to train on.
+        val_split: Name of the held-out split.
+        train_num_samples: Number of training images, for readers that cannot count them (webdataset).
+        val_num_samples: Number of held-out images, for readers that cannot count them (webdataset).
+        input_key: Name of the image field, for readers with named fields.
+        target_key: Name of the label field, for readers with named fields.
+        num_classes: Number of classes; by default what the data says, or else the model's own default.
+        in_chans: Number of image channels, 1 (grey) or 3.
+        img_size: Side of the square input in pixels; by default the model's own.
+        crop_pct: Share of the resized image that validation crops out.
+        mean: Channel means to subtract, in units of the full pixel range.
+        std: Channel deviations to divide by, in units of the full pixel range.
+        interpolation: How validation images are resized.
+        batch_size: Images per step and process.
+        validation_batch_size: Images per validation step and process; by default `batch_size`.
+        workers: Loader processes per training process; 0 loads in the training process itself.
+        pin_mem: Copy batches to the device from pinned memory.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
+        channels_last: Use the channels-last memory format.
+        amp: Use automatic mixed precision.
+        amp_dtype: Number format of mixed precision; `float16` is trained with loss scaling.
+        model_kwargs: More keyword arguments of the model, e.g. `--model-kwargs.stem_stride 1`.
+    """
+    data: str = "digits"
+    data_dir: str | None = None
+    dataset: str = ""
+    dataset_download: bool = False
+    class_map: str = ""
+    train_split: str = "train"
+    val_split: str = "validation"
+    train_num_samples: int | None = None
+    val_num_samples: int | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    img_size: int | None = None
+    crop_pct: float | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    interpolation: str = ""
+    batch_size: int = 128
+    validation_batch_size: int | None = None
+    workers: int = 4
+    pin_mem: bool = False
+    device: str = "auto"
+    channels_last: bool = False
+    amp: bool = False
+    amp_dtype: Literal["float16", "bfloat16"] = "float16"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "validation_batch_size", "img_size", "num_classes"):
+            self.demand(name, lambda value: value >= 1, "a whole number from 1 up")
+        self.demand("workers", lambda value: value >= 0, "a whole number from 0 up")
+        self.demand("in_chans", lambda value: value in (1, 3), "1 or 3")
+        self.demand("crop_pct", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        self.demand("std", lambda value: all(v > 0 for v in value), "one or more numbers above 0")
+        self.demand("interpolation", lambda value: not value or _known(str_to_interp_mode, value),
+                    "nearest, bilinear, bicubic or another filter of PIL")
+
+    def demand(self, name: str, allowed: Any, sentence: str) -> None:
+        """Raises ValueError naming the option, its value and what is allowed, unless it is None or allowed."""
+        value = getattr(self, name)
+        if value is not None and not allowed(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value!r}; allowed is {sentence}")
+
+
+@dataclass
+class ModelOptions(DataOptions):
+    """Model.
+
+    Args:
+        model: Any timm model name; those of this package are among them. `local-dir:FOLDER` names an exported one.
+        pretrained: Start from pretrained weights.
+        initial_checkpoint: Weights to start from; they must cover the model completely.
+        drop: Dropout rate before the classifier.
+        drop_path: Stochastic depth rate.
+        gp: Global pooling of the classifier, e.g. `avg` or `token`.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
+        compile: Run the model through torch.compile.
+    """
+    model: str = "as_vit_small"
+    pretrained: bool = False
+    initial_checkpoint: str = ""
+    drop: float | None = None
+    drop_path: float | None = None
+    gp: str | None = None
+    grad_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass
+class RecipeOptions(ModelOptions):
+    """Recipe: optimizer, learning rate, regularisation, progressive tokenization.
+
+    Args:
+        opt: Optimizer, by timm's name for it.
+        opt_eps: Epsilon of the optimizer.
+        opt_betas: Betas of the optimizer.
+        opt_args: More keyword arguments of the optimizer.
+        momentum: Momentum of optimizers that have one.
+        weight_decay: Weight decay.
+        layer_decay: Factor of the learning rate from each layer to the one before it.
+        clip_grad: Largest gradient norm (or value, or AGC factor).
+        clip_mode: What `clip_grad` limits.
+        grad_accum_steps: Batches whose gradients are summed up for one update.
+        lr: Peak learning rate, used as given (it is not scaled by the batch size).
+        epochs: Epochs of the learning rate schedule.
+        sched: Learning rate schedule.
+        sched_on_updates: Change the learning rate after each update instead of each epoch.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Learning rate at the start of the warm-up.
+        warmup_prefix: Put the warm-up before the schedule's `epochs` rather than inside them.
+        cooldown_epochs: Epochs at `min_lr` after the schedule.
+        min_lr: Lowest learning rate.
+        decay_epochs: Interval of the `step` schedule, or length of the decay of `wsd`, in epochs.
+        decay_milestones: Epochs at which `multistep` decays.
+        decay_rate: Factor of the `step` and `multistep` schedules.
+        no_aug: Train without any augmentation.
+        scale: Range of the share of the image that a random crop covers.
+        ratio: Range of the aspect ratio of a random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Strength of the colour jitter; not used together with `aa`.
+        aa: AutoAugment or RandAugment policy, e.g. `rand-m9-mstd0.5-inc1`.
+        aug_repeats: Repeated augmentation (distributed runs only).
+        train_interpolation: How training images are resized; `random` mixes bilinear and bicubic.
+        reprob: Probability of random erasing.
+        remode: What random erasing fills in.
+        recount: Number of erased rectangles.
+        smoothing: Label smoothing.
+        bce_loss: Binary instead of softmax cross entropy.
+        bce_target_thresh: Threshold that makes mixed targets binary.
+        mixup: Alpha of Mixup; 0 is off.
+        cutmix: Alpha of CutMix; 0 is off.
+        mixup_prob: Probability of mixing.
+        mixup_switch_prob: Probability of CutMix where both are on.
+        mixup_mode: Mix whole batches, pairs or single elements alike.
+        mixup_off_epoch: Epoch from which on nothing is mixed; 0 is never.
+        model_ema: Keep an average of the weights; it is then what validation measures and what is exported.
+        model_ema_decay: Decay of the average.
+        model_ema_warmup: Let the decay grow from 0 at the start.
+        dist_bn: How batch norm statistics are shared between processes after each epoch.
+        progressive_tokenization: Start with few coarse tokens and refine them during training (As-ViT).
+        phases: Phases of it as `[[until, stride], ...]` or `[[until, stride, dilation], ...]`, `until` in parts of the
+            training; by default the paper's.
+    """
+    opt: str = "adamw"
+    opt_eps: float | None = None
+    opt_betas: Numbers | None = None
+    opt_args: dict[str, Any] = field(default_factory=dict)
+    momentum: float = 0.9
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    grad_accum_steps: int = 1
+    lr: float = 1e-3
+    epochs: int = 300
+    # plateau is left out: its state is not a function of the epoch, which an exact resume relies on
+    sched: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none"] = "cosine"
+    sched_on_updates: bool = False
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-6
+    warmup_prefix: bool = False
+    cooldown_epochs: int = 0
+    min_lr: float = 1e-5
+    decay_epochs: float | None = None
+    decay_milestones: Numbers = field(default_factory=lambda: [90, 180, 270])
+    decay_rate: float = 0.1
+    no_aug: bool = False
+    scale: Numbers = field(default_factory=lambda: [0.08, 1.0])
+    ratio: Numbers = field(default_factory=lambda: [3 / 4, 4 / 3])
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    aa: str | None = None
+    aug_repeats: int = 0
+    train_interpolation: str = "random"
+    reprob: float = 0.0
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    recount: int = 1
+    smoothing: float = 0.1
+    bce_loss: bool = False
+    bce_target_thresh: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    mixup_off_epoch: int = 0
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    model_ema_warmup: bool = False
+    dist_bn: Literal["reduce", "broadcast", ""] = "reduce"
+    progressive_tokenization: bool = False
+    phases: list[list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "grad_accum_steps", "recount"):
+            self.demand(name, lambda value: value >= 1, "a whole number from 1 up")
+        for name in ("lr", "clip_grad", "layer_decay"):
+            self.demand(name, lambda value: value > 0, "a number above 0")
+        for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "mixup", "cutmix",
+                     "color_jitter", "aug_repeats", "mixup_off_epoch"):
+            self.demand(name, lambda value: value >= 0, "a number from 0 up")
+        for name in ("smoothing", "drop", "drop_path", "model_ema_decay"):
+            self.demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for name in ("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob"):
+            self.demand(name, lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+        for name in ("scale", "ratio", "opt_betas"):
+            self.demand(name, lambda value: len(value) >= 2, "two numbers")
+        self.demand("opt", lambda value: value.lower() in list_optimizers(), "a name in timm.optim.list_optimizers()")
+        if self.mixup or self.cutmix:
+            self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
+        if self.phases is not None and not self.progressive_tokenization:
+            raise ValueError("--phases is given; it needs --progressive-tokenization")
+
+
+@dataclass
+class TrainOptions(RecipeOptions):
+    """Run.
+
+    Args:
+        seed: Seed of everything that is random; same seed, same run.
+        output: Folder that holds experiments.
+        experiment: Name of this run's folder in `output`; by default the model's name.
+        resume: `auto` continues this experiment where it stopped (or starts it), a path continues that checkpoint.
+        log_interval: Batches between two updates of the loss in the progress bar.
+        tensorboard: Write TensorBoard logs.
+    """
+    seed: int = 42
+    output: str = "output"
+    experiment: str = ""
+    resume: str = ""
+    log_interval: int = 20
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.demand("log_interval", lambda value: value >= 1, "a whole number from 1 up")
+        self.demand("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
+
+
+@dataclass
+class ValidateOptions(ModelOptions):
+    """Checkpoint.
+
+    Args:
+        checkpoint: Weights to measure. One that train.py wrote knows its model and its data; other options given
+            here win over what it knows.
+        use_ema: Measure the averaged weights where the checkpoint has them, as training does.
+    """
+    model: str = ""
+    checkpoint: str = ""
+    use_ema: bool = True
+
+
+def parse_options(options_class: type[Section], argv: list[str] | None = None, defaults: dict[str, Any] | None = None
+                  ) -> Section:
+    """Reads options from the command line and from `--config` files.
+
+    Args:
+        options_class: Dataclass whose fields are the options.
+        argv: Command line without the program; None takes it from the process.
+        defaults: Values that replace the dataclass's own defaults; unknown names are ignored.
+
+    Returns:
+        The checked options. Mistakes end the program with one sentence and exit status 2.
+    """
+    parser = _parser(options_class)
+    known = {f.name for f in fields(options_class)}
+    parser.set_defaults({name: value for name, value in (defaults or {}).items() if name in known})
+    try:
+        values = parser.parse_args(argv).as_dict()
+        return options_class(**{name: values[name] for name in known})
+    except (ArgumentError, ValueError, TypeError) as error:
+        exit_with(_one_sentence(str(error), get_type_hints(options_class)))
+
+
+def exit_with(message: str) -> NoReturn:
+    """Prints one line to stderr and ends the program as argparse does, with status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:
+    """One flat parser with a help group for each dataclass in the inheritance chain."""
+    parser = jsonargparse.ArgumentParser(usage="%(prog)s [options]", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; may be given more than once.")
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options_class)}
+    for section in reversed(options_class.__mro__[:-1]):
+        docs = docstring_parser.parse(section.__doc__)
+        group = parser.add_argument_group(docs.short_description)
+        helps = {param.arg_name: param.description.replace("\n", " ") for param in docs.params}
+        for name, hint in section.__annotations__.items():
+            if name in helps:
+                _add_option(group, name, hint, defaults[name], helps[name])
+    return parser
+
+
+def _add_option(group: Any, name: str, hint: Any, default: Any, help_text: str) -> None:
+    """Adds `--some-name` with the alias `--some_name`; booleans may stand alone, lists of numbers take several values."""
+    flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+    extra: dict[str, Any] = {"type": hint}
+    if hint is bool:
+        extra |= {"nargs": "?", "const": True}
+    elif Numbers in (hint, *get_args(hint)):
+        extra = {"type": float, "nargs": "+"}
+    group.add_argument(*flags, default=default, help=help_text, **extra)
+
+
+def _one_sentence(message: str, hints: dict[str, Any]) -> str:
+    """Turns jsonargparse's multi-line type errors into one sentence with the option, its value and its type."""
+    key = re.search(r'Parser key "(\w+)', message)
+    if key is None or key[1] not in hints:
+        return message
+    value = re.findall(r"(?:Given value|Got value): (.*)", message)
+    hint = hints[key[1]]
+    allowed = str(hint if get_args(hint) else hint.__name__).replace("typing.", "").replace(" | None", "")
+    return f"--{key[1].replace('_', '-')} is {value[-1] if value else 'not valid'}; allowed is {allowed}"
+
+
+def _known(convert: Any, value: str) -> bool:
+    """Whether timm's table has this name."""
+    try:
+        convert(value)
+    except (KeyError, ValueError):
+        return False
+    return True
