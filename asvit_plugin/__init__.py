@@ -2,5 +2,6 @@
 
 from ._version import __version__
 from .models import AsViT, AsViTGenotype
+from .schedules import Phase, ProgressiveTokenization
 
-__all__ = ["AsViT", "AsViTGenotype", "__version__"]
+__all__ = ["AsViT", "AsViTGenotype", "Phase", "ProgressiveTokenization", "__version__"]

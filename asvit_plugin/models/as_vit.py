@@ -359,7 +359,7 @@ class AsViT(nn.Module):
 
     def _crop(self, x: torch.Tensor, stage: int, height: int, width: int) -> torch.Tensor:
         """Drop the tokens that lie wholly in the padding of an image of height x width pixels."""
-        stride = self.patch_embed.stride * 2**stage
+        stride = self.patch_embed.stride << stage  # TorchScript makes 2**stage a float
         return x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

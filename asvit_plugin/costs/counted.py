@@ -1,0 +1,107 @@
+"""What a model costs by counting: multiply-accumulates and parameters, on meta tensors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from timm.models import get_model_input_config
+from timm.utils import unwrap_model
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def params(model: nn.Module) -> int:
+    """Number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) -> int:
+    """Multiply-accumulates of one forward pass in eval mode: half of what torch's ``FlopCounterMode`` counts.
+
+    Matrix products, convolutions and attention (fused or not) count; norms, activations and resampling do not.
+    Nothing is computed: the model's parameters are replaced by meta tensors for the call, so the largest net costs
+    neither time nor memory.
+
+    Args:
+        model: Any module; DDP and compile wrappers are looked through.
+        input: A tensor, or the shape of one ((C, H, W) stands for a batch of one); None for the model's own input size.
+
+    Returns:
+        MACs for the whole batch.
+    """
+    model = unwrap_model(model)
+    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), counter:
+        functional_call(model, state, (_example(model, input).to("meta"),))
+    return counter.get_total_flops() // 2
+
+
+def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None, max_depth: int = 3) -> str:
+    """Parameters and MACs of every submodule as a text table, by fvcore; it runs the model once on its device.
+
+    Counts what :func:`macs` counts (fvcore calls a multiply-accumulate a flop).
+
+    Args:
+        model: Any module; DDP and compile wrappers are looked through.
+        input: As for :func:`macs`.
+        max_depth: Levels of submodules to show.
+
+    Raises:
+        ModuleNotFoundError: without fvcore.
+    """
+    try:
+        from fvcore.nn import FlopCountAnalysis, flop_count_table
+        from fvcore.nn.jit_handles import elementwise_flop_counter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("cost_table needs fvcore: pip install 'asvit-plugin[search]'") from error
+    model = unwrap_model(model)
+    example = _example(model, input).to(next(model.parameters()).device)
+    with evaluating(model):
+        analysis = FlopCountAnalysis(model, example)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.set_op_handle(**{f"aten::{name}": elementwise_flop_counter(0, 0) for name in _UNCOUNTED})
+        return flop_count_table(analysis, max_depth=max_depth)
+
+
+# Counted by fvcore, but not by torch.
+_UNCOUNTED = (
+    "adaptive_avg_pool2d",
+    "batch_norm",
+    "grid_sampler",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "upsample_bilinear2d",
+)
+
+
+def _attention_macs(inputs: list, outputs: list) -> int:
+    """MACs of q k^T and of the product with v, from the shapes (..., N, head_dim) of a traced attention call."""
+    *batch, queries, head_dim = inputs[0].type().sizes()
+    keys, value_dim = inputs[2].type().sizes()[-2:]
+    return int(torch.Size(batch).numel()) * queries * keys * (head_dim + value_dim)
+
+
+def _example(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> torch.Tensor:
+    if isinstance(input, torch.Tensor):
+        return input
+    shape = tuple(get_model_input_config(model)["input_size"] if input is None else input)
+    if len(shape) not in (3, 4) or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(f"input is {input!r}; it must be a tensor, or the shape (C, H, W) or (B, C, H, W) of one")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.zeros(shape if len(shape) == 4 else (1, *shape), dtype=dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

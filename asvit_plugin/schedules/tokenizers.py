@@ -1,0 +1,97 @@
+"""Tokenizers whose stride can change while a model trains: As-ViT's own, and the patch embedding of timm's ViTs."""
+
+from typing import Protocol
+
+from timm.layers import Format, PatchEmbed
+from timm.models import VisionTransformer
+from timm.utils import unwrap_model
+from torch import nn
+
+
+class Tokenizer(Protocol):
+    """How densely a model samples its image. Holds nothing itself: all state is in the model."""
+
+    base_stride: int  # pixels per token that the model was built with
+    kernel_size: int  # pixels, or samples where dilated
+
+    def get(self) -> tuple[int, int]:
+        """Present stride and dilation in pixels."""
+
+    def set(self, stride: int, dilation: int) -> None:
+        """Change them; the weights stay as they are."""
+
+
+def find_tokenizer(model: nn.Module) -> Tokenizer:
+    """The tokenizer of a model, looking through wrappers (DDP, compile, EMA, feature extractors, detectors).
+
+    Raises:
+        ValueError: naming the model and why its tokens are tied to one grid.
+    """
+    for module in model.modules():
+        if callable(getattr(module, "set_tokenization", None)) and hasattr(module, "stem_stride"):
+            return AdjustableTokenizer(module)
+        if isinstance(module, VisionTransformer) and type(module.patch_embed) is PatchEmbed:
+            return PatchEmbedTokenizer(module)
+    inner = unwrap_model(model)
+    name = getattr(inner, "pretrained_cfg", {}).get("architecture", "the model")
+    raise ValueError(
+        f"progressive tokenization cannot drive {name} ({type(inner).__name__}): {_obstacle(inner)}; it takes As-ViT and "
+        f"timm's VisionTransformer (vit, deit, dinov2, clip, siglip) with absolute positions and a patch embedding that "
+        f"is one convolution"
+    )
+
+
+def _obstacle(model: nn.Module) -> str:
+    names = {name.rpartition(".")[2] for name, _ in (*model.named_modules(), *model.named_parameters())}
+    if any("rel_pos" in name or "relative_position" in name for name in names):
+        return "its relative positions fix the token grid"
+    if any("rope" in name for name in names):
+        return "its rotary positions are not resampled"
+    if isinstance(model, VisionTransformer):
+        return f"its patch embedding is a {type(model.patch_embed).__name__}, not one convolution"
+    return "it has no patch embedding that can change its stride"
+
+
+class AdjustableTokenizer:
+    """Models that can change their tokenization themselves (``set_tokenization``): our own families."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.base_stride: int = model.stem_stride
+        self.kernel_size: int = model.patch_embed.proj.kernel_size[0]
+
+    def get(self) -> tuple[int, int]:
+        proj = self.model.patch_embed.proj
+        return proj.stride[0], proj.dilation[0]
+
+    def set(self, stride: int, dilation: int) -> None:
+        self.model.set_tokenization(stride, dilation)
+
+
+class PatchEmbedTokenizer:
+    """timm's plain ViTs: the stride of the patch convolution, with timm's dynamic image size and padding turned on."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        kernel = model.patch_embed.proj.kernel_size
+        if kernel[0] != kernel[1]:
+            raise ValueError(f"progressive tokenization needs square patches; the model's are {kernel} pixels")
+        self.model = model
+        self.base_stride = self.kernel_size = kernel[0]
+
+    def get(self) -> tuple[int, int]:
+        proj = self.model.patch_embed.proj
+        return proj.stride[0], proj.dilation[0]
+
+    def set(self, stride: int, dilation: int) -> None:
+        span = dilation * (self.kernel_size - 1) + 1
+        if span > stride:  # the convolution has no padding: tokens would be lost at the border
+            raise ValueError(
+                f"phase of stride {stride} has dilation {dilation}, whose kernel spans {span} pixels; for a ViT with "
+                f"{self.kernel_size}-pixel patches it must be at most {(stride - 1) // (self.kernel_size - 1)}"
+            )
+        self.model.dynamic_img_size = True
+        embed = self.model.patch_embed
+        embed.flatten, embed.output_fmt = False, Format.NHWC
+        embed.strict_img_size, embed.dynamic_img_pad = False, True
+        embed.patch_size = (stride, stride)  # what timm pads to and derives the grid from; grid_size stays the table's
+        embed.proj.stride, embed.proj.dilation = (stride, stride), (dilation, dilation)
