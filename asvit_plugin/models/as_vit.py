@@ -206,9 +206,9 @@ class AsViT(nn.Module):
 
     @torch.jit.ignore
     def set_tokenization(self, stride: Optional[int] = None, dilation: int = 1) -> None:
-        """Sample the image more coarsely (As-ViT's progressive tokenization), or finely again; weights stay as they are.
+        """Sample the image more coarsely (As-ViT's progressive tokenization), or finely again.
 
-        Windows, padding and the resampling of the position embedding follow.
+        Weights stay as they are; windows, padding and the resampling of the position embedding follow.
 
         Args:
             stride: Pixels per token of the first stage; None for the model's own.
@@ -526,7 +526,9 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
 
 
 # No weights have been published for any of them.
-default_cfgs = generate_default_cfgs({name: _cfg() for name in ("as_vit", "as_vit_small", "as_vit_base", "as_vit_large")})
+default_cfgs = generate_default_cfgs(
+    {name: _cfg() for name in ("as_vit", "as_vit_small", "as_vit_base", "as_vit_large")}
+)
 
 
 def _create_as_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> AsViT:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class ProgressiveTokenization:
         """Share of the training MACs that the schedule saves against training with all tokens throughout."""
         counts = self.phase_macs(input)
         starts = [0.0, *(phase.until for phase in self.phases)]
-        lengths = [end - start for start, end in zip(starts, starts[1:])]
+        lengths = [end - start for start, end in pairwise(starts)]
         return 1.0 - sum(length * count for length, count in zip(lengths, counts)) / counts[-1]
 
 
@@ -110,19 +111,19 @@ def _parse_phase(phase: Phase | Sequence[Any], tokenizer: Tokenizer) -> Phase:
         phase = (phase.until, phase.stride, phase.dilation)
     if not isinstance(phase, Sequence) or len(phase) not in (2, 3):
         raise ValueError(f"phases holds {phase!r}; a phase must be (until, stride) or (until, stride, dilation)")
-    until, stride, *rest = phase
-    dilation = rest[0] if rest else max(1, (stride - 1) // max(1, tokenizer.kernel_size - 1))
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"phase {phase!r} has {name} {value!r}; it must be a whole number of at least 1")
+    until, *sampling = phase
     if not isinstance(until, (int, float)) or not math.isfinite(until):
         raise ValueError(f"phase {phase!r} ends at {until!r}; it must be a number between 0 and 1")
-    return Phase(float(until), stride, dilation)
+    for name, value in zip(("stride", "dilation"), sampling):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"phase {phase!r} has {name} {value!r}; it must be a whole number of at least 1")
+    stride, *dilation = sampling
+    return Phase(float(until), stride, *(dilation or [tokenizer.default_dilation(stride)]))
 
 
 def _require_ascending(phases: list[Phase], tokenizer: Tokenizer) -> None:
     ends = [0.0, *(phase.until for phase in phases)]
-    if len(ends) < 2 or ends[-1] != 1.0 or any(end <= start for start, end in zip(ends, ends[1:])):
+    if len(ends) < 2 or ends[-1] != 1.0 or any(end <= start for start, end in pairwise(ends)):
         raise ValueError(f"phases end at {ends[1:]}; the ends must rise from above 0 to exactly 1")
     if (phases[-1].stride, phases[-1].dilation) != (tokenizer.base_stride, 1):
         raise ValueError(

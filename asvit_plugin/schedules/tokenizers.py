@@ -1,24 +1,61 @@
 """Tokenizers whose stride can change while a model trains: As-ViT's own, and the patch embedding of timm's ViTs."""
 
-from typing import Protocol
-
 from timm.layers import Format, PatchEmbed
 from timm.models import VisionTransformer
 from timm.utils import unwrap_model
 from torch import nn
 
 
-class Tokenizer(Protocol):
-    """How densely a model samples its image. Holds nothing itself: all state is in the model."""
+class Tokenizer:
+    """How densely a model samples its image; all state is in the model.
 
-    base_stride: int  # pixels per token that the model was built with
-    kernel_size: int  # pixels, or samples where dilated
+    Attributes:
+        model: The module that holds the patch embedding, free of wrappers.
+        base_stride: Pixels per token that the model was built with.
+        kernel_size: Side of the kernel, in pixels where it is not dilated.
+    """
+
+    def __init__(self, model: nn.Module, base_stride: int) -> None:
+        self.model = model
+        self.base_stride = base_stride
+        self.kernel_size: int = model.patch_embed.proj.kernel_size[0]
+
+    def default_dilation(self, stride: int) -> int:
+        """The paper's: samples of the kernel span one stride."""
+        return max(1, (stride - 1) // max(1, self.kernel_size - 1))
 
     def get(self) -> tuple[int, int]:
-        """Present stride and dilation in pixels."""
+        """Present stride and dilation, in pixels."""
+        proj = self.model.patch_embed.proj
+        return proj.stride[0], proj.dilation[0]
 
     def set(self, stride: int, dilation: int) -> None:
-        """Change them; the weights stay as they are."""
+        """Change them; the weights stay as they are. By default the model knows how (our own families)."""
+        self.model.set_tokenization(stride, dilation)
+
+
+class PatchEmbedTokenizer(Tokenizer):
+    """timm's plain ViTs: the stride of the patch convolution, with timm's dynamic image size and padding turned on."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        kernel = model.patch_embed.proj.kernel_size
+        if kernel[0] != kernel[1]:
+            raise ValueError(f"progressive tokenization needs square patches; the model's are {kernel} pixels")
+        super().__init__(model, base_stride=kernel[0])
+
+    def set(self, stride: int, dilation: int) -> None:
+        span = dilation * (self.kernel_size - 1) + 1
+        if span > stride:  # the convolution has no padding: tokens would be lost at the border
+            raise ValueError(
+                f"phase of stride {stride} has dilation {dilation}, whose kernel spans {span} pixels; for a ViT with "
+                f"{self.kernel_size}-pixel patches it must be at most {self.default_dilation(stride)}"
+            )
+        self.model.dynamic_img_size = True
+        embed = self.model.patch_embed
+        embed.flatten, embed.output_fmt = False, Format.NHWC
+        embed.strict_img_size, embed.dynamic_img_pad = False, True
+        embed.patch_size = (stride, stride)  # what timm pads to and derives the grid from; grid_size stays the table's
+        embed.proj.stride, embed.proj.dilation = (stride, stride), (dilation, dilation)
 
 
 def find_tokenizer(model: nn.Module) -> Tokenizer:
@@ -29,15 +66,15 @@ def find_tokenizer(model: nn.Module) -> Tokenizer:
     """
     for module in model.modules():
         if callable(getattr(module, "set_tokenization", None)) and hasattr(module, "stem_stride"):
-            return AdjustableTokenizer(module)
+            return Tokenizer(module, module.stem_stride)
         if isinstance(module, VisionTransformer) and type(module.patch_embed) is PatchEmbed:
             return PatchEmbedTokenizer(module)
     inner = unwrap_model(model)
     name = getattr(inner, "pretrained_cfg", {}).get("architecture", "the model")
     raise ValueError(
-        f"progressive tokenization cannot drive {name} ({type(inner).__name__}): {_obstacle(inner)}; it takes As-ViT and "
-        f"timm's VisionTransformer (vit, deit, dinov2, clip, siglip) with absolute positions and a patch embedding that "
-        f"is one convolution"
+        f"progressive tokenization cannot drive {name} ({type(inner).__name__}): {_obstacle(inner)}; it takes As-ViT "
+        f"and timm's VisionTransformer (vit, deit, dinov2, clip, siglip) with absolute positions and a patch embedding "
+        f"that is one convolution"
     )
 
 
@@ -50,48 +87,3 @@ def _obstacle(model: nn.Module) -> str:
     if isinstance(model, VisionTransformer):
         return f"its patch embedding is a {type(model.patch_embed).__name__}, not one convolution"
     return "it has no patch embedding that can change its stride"
-
-
-class AdjustableTokenizer:
-    """Models that can change their tokenization themselves (``set_tokenization``): our own families."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.base_stride: int = model.stem_stride
-        self.kernel_size: int = model.patch_embed.proj.kernel_size[0]
-
-    def get(self) -> tuple[int, int]:
-        proj = self.model.patch_embed.proj
-        return proj.stride[0], proj.dilation[0]
-
-    def set(self, stride: int, dilation: int) -> None:
-        self.model.set_tokenization(stride, dilation)
-
-
-class PatchEmbedTokenizer:
-    """timm's plain ViTs: the stride of the patch convolution, with timm's dynamic image size and padding turned on."""
-
-    def __init__(self, model: VisionTransformer) -> None:
-        kernel = model.patch_embed.proj.kernel_size
-        if kernel[0] != kernel[1]:
-            raise ValueError(f"progressive tokenization needs square patches; the model's are {kernel} pixels")
-        self.model = model
-        self.base_stride = self.kernel_size = kernel[0]
-
-    def get(self) -> tuple[int, int]:
-        proj = self.model.patch_embed.proj
-        return proj.stride[0], proj.dilation[0]
-
-    def set(self, stride: int, dilation: int) -> None:
-        span = dilation * (self.kernel_size - 1) + 1
-        if span > stride:  # the convolution has no padding: tokens would be lost at the border
-            raise ValueError(
-                f"phase of stride {stride} has dilation {dilation}, whose kernel spans {span} pixels; for a ViT with "
-                f"{self.kernel_size}-pixel patches it must be at most {(stride - 1) // (self.kernel_size - 1)}"
-            )
-        self.model.dynamic_img_size = True
-        embed = self.model.patch_embed
-        embed.flatten, embed.output_fmt = False, Format.NHWC
-        embed.strict_img_size, embed.dynamic_img_pad = False, True
-        embed.patch_size = (stride, stride)  # what timm pads to and derives the grid from; grid_size stays the table's
-        embed.proj.stride, embed.proj.dilation = (stride, stride), (dilation, dilation)

@@ -1,0 +1,54 @@
+# Set-up, the demo and the tests. `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-timm test-timm-all test-wheel lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
+
+install: $(INSTALLED)  ## make .venv and install the package with all that demo and tests need
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	@echo "Installing into $(VENV): PyTorch with its CUDA libraries, timm and the test tools; about 5.5 GB, 2 to 4 minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train a small As-ViT on 1,797 real handwritten digits with progressive tokenization (under 3 minutes)
+	@echo "Training a small As-ViT on scikit-learn's handwritten digits: under 3 minutes on 2 CPU cores, 10 MB in output/digits_demo."
+	$(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml
+
+test: $(INSTALLED)  ## the tests (under 20 minutes on 2 cores)
+	@echo "Running the tests: about 10 minutes on 2 CPU cores, nothing is downloaded."
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(INSTALLED)  ## the tests that take minutes each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+test-timm: $(INSTALLED)  ## timm's own tests over our models (downloads timm's source distribution, 3 MB)
+	$(BIN)/python tests/timm_suite/run.py
+
+test-timm-all: $(INSTALLED)  ## the same, over the larger models too
+	$(BIN)/python tests/timm_suite/run.py --all
+
+test-wheel: $(INSTALLED)  ## build the wheel and use it in an environment of its own
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
+	cd build/wheel && venv/bin/python -W error::ImportWarning -c "import asvit_plugin, timm; print('wheel', asvit_plugin.__version__, sum(p.numel() for p in timm.create_model('as_vit_small').parameters()))"
+	rm -rf build/wheel
+
+lint: $(INSTALLED)  ## ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+clean:  ## remove .venv, caches and outputs
+	rm -rf $(VENV) .cache build dist output .pytest_cache .ruff_cache
