@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import nn
 
+from asvit_plugin.atomic import write_atomically
 from asvit_plugin.costs import macs, params
 
 
@@ -107,9 +108,8 @@ def main() -> None:
         )
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        part = args.json.with_suffix(".part")
-        part.write_text(json.dumps({"machine": where, "models": rows}, indent=2) + "\n")
-        os.replace(part, args.json)
+        text = json.dumps({"machine": where, "models": rows}, indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,20 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = Fal
             raise
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         source = overlay.get("file") or overlay.get("hf_hub_id") or overlay.get("url") or "its default source"
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"pretrained weights of {variant} could not be loaded from {source}: {reason}") from error
+        raise ValueError(f"pretrained weights of {variant} cannot be loaded from {source}: {_reason(error)}") from error
 
 
-def require_full_cover(state_dict: dict[str, torch.Tensor], model: nn.Module, new: tuple[str, ...] = ()) -> None:
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, EOFError):
+        return "the file is empty or cut off"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_full_cover(
+    state_dict: dict[str, Any], model: nn.Module, new: tuple[str, ...] = (), resampled: tuple[str, ...] = ()
+) -> None:
     """Refuse a state dict that leaves part of the model random, or brings tensors that the model has no place for.
 
     timm itself loads such a file silently once the number of classes differs. The classifier may be missing; the
@@ -34,6 +43,7 @@ def require_full_cover(state_dict: dict[str, torch.Tensor], model: nn.Module, ne
         state_dict: Weights, already under the model's own names.
         model: The model they are meant for, with its ``pretrained_cfg``.
         new: Names of parameters that the file need not hold.
+        resampled: Names of parameters that the caller brings to the model's shape afterwards.
 
     Raises:
         ValueError: naming the first tensors that are missing, left over or of another shape.
@@ -47,7 +57,9 @@ def require_full_cover(state_dict: dict[str, torch.Tensor], model: nn.Module, ne
         "of another shape are": [
             f"{name} {_shape(state_dict[name])} for {_shape(shape)}"
             for name, shape in wanted.items()
-            if name in state_dict and not _same_shape(name, state_dict[name], shape, cfg["first_conv"])
+            if name in state_dict
+            and name not in resampled
+            and not _same_shape(name, state_dict[name], shape, cfg["first_conv"])
         ],
     }
     found = [f"{what} {_first(names)}" for what, names in problems.items() if names]
@@ -74,7 +86,9 @@ def _same_shape(name: str, tensor: Any, shape: torch.Size, first_conv: str) -> b
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value)) if isinstance(value, torch.Size) else str(tuple(getattr(value, "shape", ("no tensor",))))
+    if isinstance(value, torch.Tensor):
+        value = value.shape
+    return str(tuple(value)) if isinstance(value, torch.Size) else f"(a {type(value).__name__}, no tensor)"
 
 
 def _first(names: list[str], most: int = 3) -> str:

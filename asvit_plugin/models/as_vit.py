@@ -170,7 +170,7 @@ class AsViT(nn.Module):
         self.window_policy = window_policy
         self.pretrain_img_size = check_img_size("pretrain_img_size", pretrain_img_size)
         self.img_size = check_img_size("img_size", img_size)
-        self._check_splits()
+        self._check_splits(self.img_size)
 
         self.patch_embed = OverlapPatchEmbed(in_chans, gene.dims[0], gene.kernel_sizes[0], stem_stride, **dd)
         self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, gene.dims[0], **dd)) if pos_embed else None
@@ -232,12 +232,12 @@ class AsViT(nn.Module):
         counts = [max(1, side // kept) for side, kept in zip(self.img_size, self.pretrain_img_size)]
         return tuple(math.ceil(side / (n * unit)) * unit for side, n in zip(self.img_size, counts))
 
-    def _check_splits(self) -> None:
+    def _check_splits(self, img_size: tuple[int, int]) -> None:
         for i, split in enumerate(self.splits):
-            grid = min(self.img_size) // (self.stem_stride * 2**i)
+            grid = min(img_size) // (self.stem_stride * 2**i)
             if split > max(grid, 1):
                 raise ValueError(
-                    f"genotype field S{i + 1} (window split) is {split}; at img_size {self.img_size} stage {i + 1} has "
+                    f"genotype field S{i + 1} (window split) is {split}; at img_size {img_size} stage {i + 1} has "
                     f"{grid} tokens per side, so it must be between 1 and {max(grid, 1)}"
                 )
 
@@ -259,9 +259,11 @@ class AsViT(nn.Module):
             raise ValueError(f"patch_size is {patch_size}; As-ViT's stem keeps its stride of {self.stem_stride} pixels")
         if window_policy is not None and window_policy not in WINDOW_POLICIES:
             raise ValueError(f"window_policy is {window_policy!r}; it must be one of {', '.join(WINDOW_POLICIES)}")
+        if img_size is not None:
+            img_size = check_img_size("img_size", img_size)
+            self._check_splits(img_size)
+            self.img_size = img_size
         self.window_policy = window_policy or self.window_policy
-        self.img_size = self.img_size if img_size is None else check_img_size("img_size", img_size)
-        self._check_splits()
         if self.pos_embed is not None and tuple(self.pos_embed.shape[1:3]) != self.grid_size:
             with torch.no_grad():
                 table = resample_pos_embed(self.pos_embed, *self.grid_size)
@@ -481,22 +483,26 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: AsViT) -> dict[str, 
             state_dict = {re.sub(pattern, name, key): value for key, value in state_dict.items()}
     if isinstance(model.head.pre_logits, nn.Identity):  # a backbone without head has no use for one
         state_dict = {key: value for key, value in state_dict.items() if not key.startswith("head.")}
-    if model.pos_embed is not None and isinstance(state_dict.get("pos_embed"), torch.Tensor):
+    require_full_cover(state_dict, model, resampled=("pos_embed",))
+    if model.pos_embed is not None:
         table = _as_grid(state_dict["pos_embed"], model)
         state_dict["pos_embed"] = resample_pos_embed(table, *model.pos_embed.shape[1:3])
-    require_full_cover(state_dict, model)
     return state_dict
 
 
 def _as_grid(table: torch.Tensor, model: AsViT) -> torch.Tensor:
     """A position table as (1, H, W, C); the authors store (1, H * W, C)."""
+    if not isinstance(table, torch.Tensor) or table.ndim not in (3, 4) or table.shape[-1] != model.embed_dim:
+        raise ValueError(
+            f"the weight file's position embedding must be a tensor of {model.embed_dim} channels per token"
+        )
     if table.ndim == 4:
         return table
     source = model.pretrained_model_args.get("img_size") or model.pretrained_cfg["input_size"][-2:]
     grid = [math.ceil(side / model.stem_stride) for side in to_2tuple(source)]
     if math.prod(grid) != table.shape[1]:
         grid = [math.isqrt(table.shape[1])] * 2
-    if table.ndim != 3 or math.prod(grid) != table.shape[1]:
+    if math.prod(grid) != table.shape[1]:
         raise ValueError(
             f"the weight file's position embedding has shape {tuple(table.shape)}, which is no square grid: pass the "
             f"image size that it was trained at, pretrained_cfg_overlay=dict(file=..., input_size=(3, height, width))"

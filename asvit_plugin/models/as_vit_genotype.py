@@ -84,7 +84,8 @@ class AsViTGenotype:
             tuple(_whole(f"{letter}{stage}", value) for stage, value in enumerate(column, start=1))
             for letter, column in zip("KSEL", zip(*stages))
         ]
-        return cls(*columns, **{n: _whole(n, v) for n, v in zip(("num_heads", "embed_dim"), tail)})
+        heads_and_width = [_whole(field, value) for field, value in zip(("H", "width"), tail)]
+        return cls(*columns, **dict(zip(("num_heads", "embed_dim"), heads_and_width)))
 
     def __str__(self) -> str:
         """The long form of the authors' notation."""

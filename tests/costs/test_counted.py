@@ -17,9 +17,16 @@ MODELS = {
 }
 
 
+def unfuse_attention(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_macs_are_half_of_the_flops_that_torch_counts_while_running(name: str) -> None:
     model = timm.create_model(name, **MODELS[name]).eval()
+    unfuse_attention(model)  # torch 2.11 does not count the fused kernel of the CPU
     size = MODELS[name].get("img_size", 224)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(2, 3, size, size))
@@ -35,8 +42,8 @@ def test_linear_layer_by_hand() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     model = timm.create_model("vit_tiny_patch16_224")
-    for block in model.blocks:
-        block.attn.fused_attn = fused
+    if not fused:
+        unfuse_attention(model)
     assert macs(model) == 1_253_683_200
 
 

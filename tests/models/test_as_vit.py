@@ -24,7 +24,6 @@ def test_any_size_gives_ceil_grids(size: tuple[int, int], window_policy: str) ->
         assert feature.shape == (2, 8 * 2**i, *grid)
         assert feature.isfinite().all()
     torch.testing.assert_close(final, model.forward_features(x))
-    assert torch.equal(pyramid[-1].permute(0, 2, 3, 1).contiguous(), pyramid[-1].permute(0, 2, 3, 1))
     assert model(x).shape == (2, 10)
 
 

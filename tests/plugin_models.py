@@ -1,0 +1,48 @@
+"""The plugin's models as timm lists them, and a cheap version of each for tests that run it."""
+
+import pkgutil
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import asvit_plugin.models
+
+# Per family (file of asvit_plugin.models): arguments that make any of its models run in milliseconds.
+CHEAP: dict[str, dict[str, Any]] = {
+    "as_vit": dict(genotype="5,2,2,1|2,2,3,2|3,1,2,2|4,1,2,1|8,8", img_size=64),
+}
+IMAGE_SIZE = 64
+
+MODELS = {
+    name: family.name
+    for family in pkgutil.iter_modules(asvit_plugin.models.__path__)
+    if timm.list_modules().count(family.name)
+    for name in timm.list_models(module=family.name)
+}
+
+
+def cheap(name: str, **kwargs: Any) -> nn.Module:
+    """The model called ``name`` with its family's cheap arguments, 10 classes and eval mode."""
+    return timm.create_model(name, **{**CHEAP[MODELS[name]], "num_classes": 10, **kwargs}).eval()
+
+
+def images(batch: int = 2, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width)
+
+
+def grid_of(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """What ``forward_features`` gives, without prefix tokens, as (B, positions, C)."""
+    layout = getattr(model, "output_fmt", "NLC")
+    if layout == "NHWC":
+        return features.flatten(1, 2)
+    if layout == "NCHW":
+        return features.flatten(2).transpose(1, 2)
+    return features[:, model.num_prefix_tokens :]
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Blocks in the order in which they run: children of every ``blocks`` container."""
+    containers = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    return {f"{name}.{index}": block for name, container in containers for index, block in container.named_children()}

@@ -1,0 +1,70 @@
+"""Run timm's own model tests over the models of this package.
+
+    python tests/timm_suite/run.py [--all] [pytest options]
+
+The tests come from timm's source distribution, in the version that is installed; it is fetched once, into ``.cache``.
+pytest's exit code is passed on, and it is a failure if no test was run.
+"""
+
+import argparse
+import os
+import pkgutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import timm
+
+import asvit_plugin.models
+
+LARGER = ("as_vit_base", "as_vit_large")  # the same code as as_vit_small, several times as slow
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache"
+
+
+def fetch_timm_source(version: str) -> Path:
+    """The folder of timm's source distribution, fetched with pip unless it is there already."""
+    folder = CACHE / f"timm-{version}"
+    if not folder.exists():
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as download:
+            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "timm", f"timm=={version}"]
+            subprocess.run([*pip, "--dest", download], check=True)
+            unpacked = Path(download) / "unpacked"
+            with tarfile.open(Path(download) / f"timm-{version}.tar.gz") as archive:
+                archive.extractall(unpacked, filter="data")
+            (unpacked / f"timm-{version}").rename(folder)
+    return folder
+
+
+def model_names(include_larger: bool) -> list[str]:
+    """The models of every family of this package."""
+    families = [family.name for family in pkgutil.iter_modules(asvit_plugin.models.__path__)]
+    names = [name for family in families if family in timm.list_modules() for name in timm.list_models(module=family)]
+    return [name for name in names if include_larger or name not in LARGER]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--all", action="store_true", help=f"also the larger models ({', '.join(LARGER)})")
+    args, pytest_options = parser.parse_known_args()
+    source = fetch_timm_source(timm.__version__)
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        "TIMM_PLUGIN_MODULES": "asvit_plugin",
+        "TIMM_PLUGIN_MODELS": ",".join(model_names(args.all)),
+    }
+    environment.pop("TORCH_BACKEND", None)  # timm's tests would import what it names
+    pytest = [sys.executable, "-m", "pytest", "-p", "timm_plugin_tests", "-p", "no:cacheprovider"]
+    where = ["-c", str(source / "pyproject.toml"), f"--rootdir={source}", str(source / "tests" / "test_models.py")]
+    return subprocess.run([*pytest, *where, "-ra", *pytest_options], env=environment).returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
