@@ -5,7 +5,6 @@ Four stages of windowed attention without shifts or relative positions; the wind
 """
 
 import math
-import re
 from typing import Any, Optional, Union
 
 import torch
@@ -26,9 +25,10 @@ from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
 from ..layers import OverlapPatchEmbed, PatchMerging, resample_pos_embed, window_partition, window_reverse
-from ._build import build_model, require_full_cover
+from ._build import build_model
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
+from .as_vit_weights import checkpoint_filter_fn
 
 SEED = "8,2,3|4,1,2|4,1,4|4,1,6|32"  # topology found by the paper's search; the larger nets grow from it
 WINDOW_POLICIES = ("split", "size")
@@ -457,57 +457,6 @@ def check_img_size(field: str, img_size: Union[int, tuple[int, int]]) -> tuple[i
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
     return size
-
-
-_AUTHORS_NAMES = [
-    (r"^absolute_pos_embed$", "pos_embed"),
-    (r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
-    (r"^layers\.", "stages."),
-    (r"\.mlps\.0\.0\.", ".norm2."),
-    (r"\.mlps\.0\.1\.", ".mlp."),
-    (r"^head\.0\.", "head.pre_logits.fc."),
-    (r"^head\.2\.", "head.fc."),
-]
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: AsViT) -> dict[str, torch.Tensor]:
-    """Bring a checkpoint, ours or of the authors' layout, to the model's names and position grid.
-
-    Raises:
-        ValueError: if the file does not cover the model, or brings tensors that it has no place for.
-    """
-    state_dict = state_dict.get("model", state_dict)
-    state_dict = dict(state_dict.get("state_dict", state_dict))
-    if any(name.startswith("layers.") for name in state_dict):
-        for pattern, name in _AUTHORS_NAMES:
-            state_dict = {re.sub(pattern, name, key): value for key, value in state_dict.items()}
-    if isinstance(model.head.pre_logits, nn.Identity):  # a backbone without head has no use for one
-        state_dict = {key: value for key, value in state_dict.items() if not key.startswith("head.")}
-    require_full_cover(state_dict, model, resampled=("pos_embed",))
-    if model.pos_embed is not None:
-        table = _as_grid(state_dict["pos_embed"], model)
-        state_dict["pos_embed"] = resample_pos_embed(table, *model.pos_embed.shape[1:3])
-    return state_dict
-
-
-def _as_grid(table: torch.Tensor, model: AsViT) -> torch.Tensor:
-    """A position table as (1, H, W, C); the authors store (1, H * W, C)."""
-    if not isinstance(table, torch.Tensor) or table.ndim not in (3, 4) or table.shape[-1] != model.embed_dim:
-        raise ValueError(
-            f"the weight file's position embedding must be a tensor of {model.embed_dim} channels per token"
-        )
-    if table.ndim == 4:
-        return table
-    source = model.pretrained_model_args.get("img_size") or model.pretrained_cfg["input_size"][-2:]
-    grid = [math.ceil(side / model.stem_stride) for side in to_2tuple(source)]
-    if math.prod(grid) != table.shape[1]:
-        grid = [math.isqrt(table.shape[1])] * 2
-    if math.prod(grid) != table.shape[1]:
-        raise ValueError(
-            f"the weight file's position embedding has shape {tuple(table.shape)}, which is no square grid: pass the "
-            f"image size that it was trained at, pretrained_cfg_overlay=dict(file=..., input_size=(3, height, width))"
-        )
-    return table.unflatten(1, grid)
 
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
