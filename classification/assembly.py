@@ -1,5 +1,6 @@
 """Puts a run together from its options: model, data, optimizer, schedules."""
-import os
+
+from types import SimpleNamespace
 from typing import Any
 
 import timm
@@ -14,7 +15,7 @@ from timm.models import parse_model_name, resolve_model_input_args
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
-from timm.utils import ModelEmaV3, NativeScaler, init_distributed_device_so, random_seed
+from timm.utils import ModelEmaV3, NativeScaler, init_distributed_device, random_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,11 +31,11 @@ def make_process(device: str) -> Process:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(device)
-        place = init_distributed_device_so(device)
+        place = SimpleNamespace(device=str(torch.device(device)))
+        init_distributed_device(place)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"--device is {device!r}; {error}") from error
-    return Process(torch.device(place["device"]), place["global_rank"], place["world_size"])
+    return Process(torch.device(place.device), place.rank, place.world_size)
 
 
 def make_model(options: ModelOptions, num_classes: int | None, checkpoint_path: str = "") -> nn.Module:
@@ -46,30 +47,34 @@ def make_model(options: ModelOptions, num_classes: int | None, checkpoint_path: 
         checkpoint_path: Weights that must cover the model completely.
 
     Returns:
-        The model on the CPU. `model_arguments(model)` rebuilds it.
+        The model on the CPU. `timm.models.get_model_args(model)` are the arguments that rebuild it.
 
     Raises:
         ValueError: There is no such model, it does not take these arguments, or the weights do not fit.
     """
-    named = {"num_classes": num_classes, "in_chans": options.in_chans, "drop_rate": options.drop,
-             "drop_path_rate": options.drop_path, "global_pool": options.gp}
+    kwargs = {
+        "num_classes": num_classes,
+        "drop_rate": options.drop,
+        "drop_path_rate": options.drop_path,
+        "global_pool": options.gp,
+        "img_size": options.img_size,
+    } | options.model_kwargs
     try:
-        source, _ = parse_model_name(options.model)
-        arguments = resolve_model_input_args(
-            options.model, {"img_size": options.img_size, "in_chans": options.in_chans}, **named | options.model_kwargs
-        )
-        # The name is passed again as it was given, for timm to load the weights of a folder or a hub from there.
-        arguments = {k: v for k, v in arguments.items() if k not in ("model_name", "pretrained_cfg",
-                                                                     "pretrained_model_args")}
-        return timm.create_model(options.model, pretrained=options.pretrained or source is not None,
-                                 checkpoint_path=checkpoint_path, **arguments)
+        try:
+            return _create(options, kwargs, checkpoint_path)
+        except TypeError as error:  # convolutional nets have no nominal size, and fit any
+            if "img_size" not in str(error) or "img_size" in options.model_kwargs:
+                raise
+            return _create(options, kwargs | {"img_size": None}, checkpoint_path)
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ValueError(f"cannot build --model {options.model!r}: {_first_line(error)}") from error
 
 
-def model_arguments(model: nn.Module) -> dict[str, Any]:
-    """Arguments with which `timm.create_model` rebuilds a model."""
-    return dict(model._model_args)  # the record that timm's own save_for_hf uses
+def _create(options: ModelOptions, kwargs: dict[str, Any], checkpoint_path: str) -> nn.Module:
+    """Lets timm reconcile the arguments with the named model or folder, and build it."""
+    arguments = resolve_model_input_args(options.model, {"in_chans": options.in_chans}, **kwargs)
+    has_source = parse_model_name(options.model)[0] is not None
+    return timm.create_model(**arguments, pretrained=options.pretrained or has_source, checkpoint_path=checkpoint_path)
 
 
 def make_training(options: TrainOptions, process: Process) -> Training:
@@ -89,20 +94,36 @@ def make_training(options: TrainOptions, process: Process) -> Training:
     if options.grad_checkpointing:
         model.set_grad_checkpointing(True)
     optimizer = make_optimizer(options, model)
-    ema = ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup) \
-        if options.model_ema else None
+    ema = (
+        ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+        if options.model_ema
+        else None
+    )
     lr_scheduler, epochs = make_lr_scheduler(options, optimizer, len(train_loader))
-    schedule = make_schedule(options, model, ema, epochs)
+    copies = () if ema is None else (ema.module,)
+    schedule = make_schedule(model, options.phases, epochs, copies) if options.progressive_tokenization else None
     mixes = options.mixup > 0 or options.cutmix > 0
     return Training(
-        options, process, wrap_model(model, options, process), ema, schedule,
-        loss=create_classification_loss("bce" if options.bce_loss else "ce", smoothing=options.smoothing,
-                                        soft_targets=mixes, bce_target_thresh=options.bce_target_thresh),
+        options,
+        process,
+        wrap_model(model, options, process),
+        ema,
+        schedule,
+        loss=create_classification_loss(
+            "bce" if options.bce_loss else "ce",
+            smoothing=options.smoothing,
+            soft_targets=mixes,
+            bce_target_thresh=options.bce_target_thresh,
+        ),
         mixup=make_mixup(options, model.num_classes) if mixes else None,
-        optimizer=optimizer, lr_scheduler=lr_scheduler,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
         scaler=NativeScaler(process.device.type) if options.amp and options.amp_dtype == "float16" else None,
         autocast=make_autocast(process.device, options.amp, options.amp_dtype),
-        train_loader=train_loader, eval_loader=eval_loader, data_config=data_config, epochs=epochs,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        data_config=data_config,
+        epochs=epochs,
     )
 
 
@@ -116,8 +137,9 @@ def make_data_config(options: DataOptions, model: nn.Module) -> dict[str, Any]:
 
 def place_model(model: nn.Module, options: DataOptions, process: Process) -> nn.Module:
     """Moves a model to the device, in the memory format that the options name."""
-    return model.to(process.device, memory_format=torch.channels_last if options.channels_last
-                    else torch.preserve_format)
+    return model.to(
+        process.device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format
+    )
 
 
 def wrap_model(model: nn.Module, options: ModelOptions, process: Process) -> nn.Module:
@@ -140,30 +162,41 @@ def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optim
 
 def make_lr_scheduler(options: TrainOptions, optimizer: torch.optim.Optimizer, batches: int) -> tuple[Any, int]:
     """The learning rate schedule, and the number of epochs it comes to with warm-up prefix and cool-down."""
-    if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != "none":
-        raise ValueError(f"--warmup-epochs is {options.warmup_epochs}; it must be below --epochs ({options.epochs})")
     updates = -(-batches // options.grad_accum_steps)
-    return create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
+    try:
+        return create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot build --sched {options.sched!r}: {_first_line(error)}") from error
 
 
 def make_mixup(options: TrainOptions, num_classes: int) -> Mixup:
     """timm's Mixup and CutMix."""
-    return Mixup(mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
-                 switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
-                 num_classes=num_classes)
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        mode=options.mixup_mode,
+        label_smoothing=options.smoothing,
+        num_classes=num_classes,
+    )
 
 
-def make_schedule(options: ModelOptions, model: nn.Module, ema: ModelEmaV3 | None, epochs: int) -> Any:
-    """Progressive tokenization of the model and its average, or None.
+def make_schedule(
+    model: nn.Module, phases: list[list[int | float]] | None, epochs: int, copies: tuple[nn.Module, ...] = ()
+) -> asvit_plugin.ProgressiveTokenization:
+    """Progressive tokenization of a model.
+
+    Args:
+        model: A model that can be tokenized more coarsely.
+        phases: `[until, stride]` or `[until, stride, dilation]` each; None for the paper's.
+        epochs: Length of the run.
+        copies: Models that follow, such as an average of the weights.
 
     Raises:
         ValueError: The phases are not valid, the model has none, or the run is too short for its last phase.
     """
-    if not getattr(options, "progressive_tokenization", False):
-        return None
-    schedule = asvit_plugin.ProgressiveTokenization(
-        model, phases=options.phases, copies=() if ema is None else (ema.module,)
-    )
+    schedule = asvit_plugin.ProgressiveTokenization(model, phases=phases, copies=copies)
     if not in_last_phase(schedule, (epochs - 1) / epochs):
         raise ValueError(f"--epochs is {epochs}; the last phase of --phases would never begin")
     return schedule
@@ -172,11 +205,6 @@ def make_schedule(options: ModelOptions, model: nn.Module, ema: ModelEmaV3 | Non
 def in_last_phase(schedule: Any, progress: float) -> bool:
     """Whether the model is at full resolution: results before that do not count as the best."""
     return schedule is None or schedule.phase_at(progress) == schedule.phases[-1]
-
-
-def is_first(process: Process) -> bool:
-    """Whether this process writes files and messages."""
-    return process.rank == 0 and int(os.environ.get("RANK", 0)) == 0
 
 
 def _first_line(error: Exception) -> str:

@@ -3,37 +3,31 @@
 timm's CheckpointSaver is not used: it removes the old file before it renames the new one and never flushes to disk,
 so a kill in between leaves no `last` checkpoint; and it stores the arguments as a Namespace, not as plain values.
 """
-import os
-from collections.abc import Callable
+
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from asvit_plugin.atomic import write_atomically
+
 # Options that may differ between a run and its continuation. All others change the result, hence the run's identity.
 # Those of the second line can change the last bits of it, or which random images a loader process draws.
-FREE_OPTIONS = {"output", "experiment", "resume", "log_interval", "tensorboard", "data", "data_dir", "pin_mem",
-                "device", "compile", "workers", "validation_batch_size", "channels_last"}
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that the path holds either the old or the new content, whole, whenever the program is killed.
-
-    Args:
-        path: File to write; its folder must exist.
-        write: Writes the content to an open binary file.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+FREE_OPTIONS = {
+    "output",
+    "experiment",
+    "resume",
+    "log_interval",
+    "tensorboard",
+    "data",
+    "data_dir",
+    "pin_mem",
+    "device",
+    "compile",
+    "workers",
+    "validation_batch_size",
+    "channels_last",
+}
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -67,8 +61,11 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 def check_same_run(state: dict[str, Any], options: dict[str, Any], world_size: int, path: Path) -> None:
     """Raises ValueError if continuing a checkpoint with these options would not be the same run."""
     saved = state["options"]
-    changed = [f"--{name.replace('_', '-')} was {saved[name]!r} and is {value!r}" for name, value in options.items()
-               if name not in FREE_OPTIONS and name in saved and saved[name] != value]
+    changed = [
+        f"--{name.replace('_', '-')} was {saved[name]!r} and is {value!r}"
+        for name, value in options.items()
+        if name not in FREE_OPTIONS and name in saved and saved[name] != value
+    ]
     if state["world_size"] != world_size:
         changed.append(f"the number of processes was {state['world_size']} and is {world_size}")
     if changed:
@@ -89,8 +86,10 @@ def find_resume(resume: str, folder: Path) -> Path | None:
     if resume not in ("", "auto"):
         return Path(resume)
     if last.exists() and not resume:
-        raise ValueError(f"the folder {str(folder)!r} holds a run already: continue it with --resume auto, or choose "
-                         "another --experiment")
+        raise ValueError(
+            f"the folder {str(folder)!r} holds a run already: continue it with --resume auto, or choose "
+            "another --experiment"
+        )
     return last if last.exists() else None
 
 
@@ -104,7 +103,12 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], sourc
         model.load_state_dict(weights)
     except RuntimeError as error:
         own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        odd = sorted(name for name in own.keys() | weights.keys()
-                     if name not in own or name not in weights or own[name] != weights[name].shape)
-        raise ValueError(f"the weights in {str(source)!r} do not match the model: {len(odd)} of {len(own)} tensors "
-                         f"differ, among them {', '.join(odd[:3])}") from error
+        odd = sorted(
+            name
+            for name in own.keys() | weights.keys()
+            if name not in own or name not in weights or own[name] != weights[name].shape
+        )
+        raise ValueError(
+            f"the weights in {str(source)!r} do not match the model: {len(odd)} of {len(own)} tensors "
+            f"differ, among them {', '.join(odd[:3])}"
+        ) from error

@@ -1,4 +1,5 @@
 """Datasets and loaders: timm's readers and transforms, and scikit-learn's digits through the same path."""
+
 import io
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from options import DataOptions, RecipeOptions
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader
+from timm.data.auto_augment import NAME_TO_OP, posterize
 from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 
@@ -43,6 +45,14 @@ class ReaderDigits(Reader):
         return f"{index}.png"
 
 
+def _posterize(image: Image.Image, bits_to_keep: int, **options: object) -> Image.Image:
+    """timm's posterize asks for 0 bits at the end of its scale, which Pillow 13 refuses: training would stop there."""
+    return posterize(image, max(bits_to_keep, 1), **options)
+
+
+NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", "PosterizeIncreasing"), _posterize))
+
+
 def open_dataset(options: DataOptions, training: bool) -> Dataset:
     """Opens the training or the held-out split.
 
@@ -65,14 +75,23 @@ def open_dataset(options: DataOptions, training: bool) -> Dataset:
         _check_folder(root, options)
     try:
         return create_dataset(
-            options.dataset, root=root or None, split=split, is_training=training, class_map=options.class_map,
-            download=options.dataset_download, batch_size=options.batch_size, input_img_mode=mode,
+            options.dataset,
+            root=root or None,
+            split=split,
+            is_training=training,
+            class_map=options.class_map,
+            download=options.dataset_download,
+            batch_size=options.batch_size,
+            input_img_mode=mode,
             num_samples=options.train_num_samples if training else options.val_num_samples,
-            seed=getattr(options, "seed", 0), input_key=options.input_key, target_key=options.target_key,
+            seed=getattr(options, "seed", 0),
+            input_key=options.input_key,
+            target_key=options.target_key,
         )
     except (ImportError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read split {split!r} of {options.dataset or root!r}: "
-                         f"{type(error).__name__} {error}") from error
+        raise ValueError(
+            f"cannot read split {split!r} of {options.dataset or root!r}: {type(error).__name__} {error}"
+        ) from error
 
 
 def count_classes(options: DataOptions, *datasets: Dataset) -> int | None:
@@ -101,40 +120,67 @@ def data_arguments(options: DataOptions) -> dict[str, object]:
     return arguments
 
 
-def make_train_loader(dataset: Dataset, data_config: dict[str, object], options: RecipeOptions, device: torch.device,
-                      distributed: bool) -> torch.utils.data.DataLoader:
+def make_train_loader(
+    dataset: Dataset, data_config: dict[str, object], options: RecipeOptions, device: torch.device, distributed: bool
+) -> torch.utils.data.DataLoader:
     """Loader of augmented training batches, `(images, labels)` on the device.
 
     Raises:
         ValueError: There are fewer images than one batch holds.
     """
-    _without_test_crop = {key: value for key, value in data_config.items() if key not in ("crop_pct", "crop_mode")}
+    without_test_crop = {key: value for key, value in data_config.items() if key not in ("crop_pct", "crop_mode")}
     loader = create_loader(
-        dataset, **(_without_test_crop | {"interpolation": options.train_interpolation}), is_training=True,
-        batch_size=options.batch_size, no_aug=options.no_aug, scale=options.scale, ratio=options.ratio,
-        hflip=options.hflip, vflip=options.vflip, color_jitter=options.color_jitter, auto_augment=options.aa,
-        num_aug_repeats=options.aug_repeats, re_prob=options.reprob, re_mode=options.remode, re_count=options.recount,
+        dataset,
+        **(without_test_crop | {"interpolation": options.train_interpolation}),
+        is_training=True,
+        batch_size=options.batch_size,
+        no_aug=options.no_aug,
+        scale=options.scale,
+        ratio=options.ratio,
+        hflip=options.hflip,
+        vflip=options.vflip,
+        color_jitter=options.color_jitter,
+        auto_augment=options.aa,
+        num_aug_repeats=options.aug_repeats,
+        re_prob=options.reprob,
+        re_mode=options.remode,
+        re_count=options.recount,
         **_common_arguments(options, device, distributed),
     )
     if len(loader) == 0:
-        raise ValueError(f"--batch-size is {options.batch_size}; there are only {len(dataset)} training images"
-                         f"{' for all processes together' if distributed else ''}")
+        raise ValueError(
+            f"--batch-size is {options.batch_size}; there are only {len(dataset)} training images"
+            f"{' for all processes together' if distributed else ''}"
+        )
     return loader
 
 
-def make_eval_loader(dataset: Dataset, data_config: dict[str, object], options: DataOptions, device: torch.device,
-                     distributed: bool = False) -> torch.utils.data.DataLoader:
+def make_eval_loader(
+    dataset: Dataset,
+    data_config: dict[str, object],
+    options: DataOptions,
+    device: torch.device,
+    distributed: bool = False,
+) -> torch.utils.data.DataLoader:
     """Loader of held-out batches in a fixed order, `(images, labels)` on the device."""
     return create_loader(
-        dataset, **data_config, is_training=False, batch_size=options.validation_batch_size or options.batch_size,
+        dataset,
+        **data_config,
+        is_training=False,
+        batch_size=options.validation_batch_size or options.batch_size,
         **_common_arguments(options, device, distributed),
     )
 
 
 def _common_arguments(options: DataOptions, device: torch.device, distributed: bool) -> dict[str, object]:
     # Workers that outlive an epoch would carry random states over it, and a resumed run could not repeat them.
-    return {"num_workers": options.workers, "pin_memory": options.pin_mem, "device": device,
-            "distributed": distributed, "persistent_workers": False}
+    return {
+        "num_workers": options.workers,
+        "pin_memory": options.pin_mem,
+        "device": device,
+        "distributed": distributed,
+        "persistent_workers": False,
+    }
 
 
 def _check_folder(root: str, options: DataOptions) -> None:

@@ -1,4 +1,5 @@
 """One epoch of training and one pass of validation."""
+
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -95,7 +96,7 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
         `train_loss`, the mean over all images, and `images_per_second`, over all processes.
 
     Raises:
-        ValueError: The loss is no longer finite.
+        FloatingPointError: The loss is no longer finite.
     """
     options, process = training.options, training.process
     training.model.train()
@@ -103,8 +104,9 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
     total, images_seen, started = torch.zeros((), device=process.device), 0, time.perf_counter()
     last, update = len(training.train_loader) - 1, epoch * training.updates_per_epoch
     for index, (images, targets) in enumerate(training.train_loader):
-        accumulated = min(options.grad_accum_steps, last + 1 - index // options.grad_accum_steps * options.grad_accum_steps)
-        needs_update = (index + 1) % options.grad_accum_steps == 0 or index == last
+        steps = options.grad_accum_steps
+        accumulated = min(steps, last + 1 - index // steps * steps)
+        needs_update = (index + 1) % steps == 0 or index == last
         loss = _backward(training, images, targets, accumulated, needs_update)
         if needs_update:
             update += 1
@@ -117,14 +119,19 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
     sums = torch.stack([total, torch.tensor(float(images_seen), device=process.device)])
     mean_loss, images_seen = _mean_and_count(sums, process)
     if not math.isfinite(mean_loss):
-        raise ValueError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr or --clip-grad may help")
+        raise FloatingPointError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr or --clip-grad may help")
     if process.world_size > 1 and options.dist_bn:
         distribute_bn(training.model, process.world_size, options.dist_bn == "reduce")
     return {"train_loss": mean_loss, "images_per_second": images_seen / (time.perf_counter() - started)}
 
 
-def evaluate(model: nn.Module, loader: DataLoader, process: Process, autocast: Autocast = nullcontext,
-             channels_last: bool = False) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    process: Process,
+    autocast: Autocast = nullcontext,
+    channels_last: bool = False,
+) -> dict[str, float]:
     """Measures a model on held-out images, each counted exactly once however many processes share them.
 
     Args:
@@ -143,15 +150,21 @@ def evaluate(model: nn.Module, loader: DataLoader, process: Process, autocast: A
         with torch.inference_mode(), autocast():
             logits = model(_in_format(images, channels_last)).float()
         loss = nn.functional.cross_entropy(logits, labels)
-        values = torch.stack([loss, *accuracy(logits, labels, topk=(1, 5)), torch.ones_like(loss)])
-        sums += values.double() * len(labels)
+        shares = torch.stack(accuracy(logits, labels, topk=(1, 5))).double() / 100
+        correct = (shares * len(labels)).round()  # whole numbers again: the sum is exact however batches are cut
+        sums += torch.stack([loss.double() * len(labels), *correct, torch.tensor(len(labels), device=sums.device)])
     if process.world_size > 1:
         sums = reduce_tensor(sums, 1)
     loss, top1, top5, count = sums.tolist()
     if not count:
         raise ValueError("there are no held-out images")
-    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": int(count),
-            "images_per_second": count / (time.perf_counter() - started)}
+    return {
+        "loss": loss / count,
+        "top1": 100 * top1 / count,
+        "top5": 100 * top5 / count,
+        "images": int(count),
+        "images_per_second": count / (time.perf_counter() - started),
+    }
 
 
 def make_autocast(device: torch.device, amp: bool, amp_dtype: str) -> Autocast:
@@ -159,8 +172,9 @@ def make_autocast(device: torch.device, amp: bool, amp_dtype: str) -> Autocast:
     return (lambda: torch.autocast(device.type, dtype=getattr(torch, amp_dtype))) if amp else nullcontext
 
 
-def _backward(training: Training, images: torch.Tensor, targets: torch.Tensor, accumulated: int, needs_update: bool
-              ) -> torch.Tensor:
+def _backward(
+    training: Training, images: torch.Tensor, targets: torch.Tensor, accumulated: int, needs_update: bool
+) -> torch.Tensor:
     """Forward and backward pass of one batch, and the optimizer's update where it is due; gives the batch's loss."""
     options, model = training.options, training.model
     if training.mixup is not None:
@@ -171,8 +185,14 @@ def _backward(training: Training, images: torch.Tensor, targets: torch.Tensor, a
             loss = training.loss(model(_in_format(images, options.channels_last)), targets)
         parameters = model_parameters(model, exclude_head=options.clip_mode == "agc")
         if training.scaler is not None:
-            training.scaler(loss / accumulated, training.optimizer, clip_grad=options.clip_grad,
-                            clip_mode=options.clip_mode, parameters=parameters, need_update=needs_update)
+            training.scaler(
+                loss / accumulated,
+                training.optimizer,
+                clip_grad=options.clip_grad,
+                clip_mode=options.clip_mode,
+                parameters=parameters,
+                need_update=needs_update,
+            )
         else:
             (loss / accumulated).backward()
             if needs_update:

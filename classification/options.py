@@ -3,6 +3,7 @@
 Every option can be given on the command line (`--drop-path 0.1` or `--drop_path 0.1`) and in a YAML file
 (`--config recipe.yaml`, with underscores); what comes later on the command line wins.
 """
+
 import re
 import sys
 from argparse import ArgumentError
@@ -54,6 +55,7 @@ class DataOptions:
         amp_dtype: Number format of mixed precision; `float16` is trained with loss scaling.
         model_kwargs: More keyword arguments of the model, e.g. `--model-kwargs.stem_stride 1`.
     """
+
     data: str = "digits"
     data_dir: str | None = None
     dataset: str = ""
@@ -89,8 +91,11 @@ class DataOptions:
         self.demand("in_chans", lambda value: value in (1, 3), "1 or 3")
         self.demand("crop_pct", lambda value: 0 < value <= 1, "above 0 and at most 1")
         self.demand("std", lambda value: all(v > 0 for v in value), "one or more numbers above 0")
-        self.demand("interpolation", lambda value: not value or _known(str_to_interp_mode, value),
-                    "nearest, bilinear, bicubic or another filter of PIL")
+        self.demand(
+            "interpolation",
+            lambda value: not value or _known(str_to_interp_mode, value),
+            "nearest, bilinear, bicubic or another filter of PIL",
+        )
 
     def demand(self, name: str, allowed: Any, sentence: str) -> None:
         """Raises ValueError naming the option, its value and what is allowed, unless it is None or allowed."""
@@ -113,6 +118,7 @@ class ModelOptions(DataOptions):
         grad_checkpointing: Recompute activations in the backward pass to save memory.
         compile: Run the model through torch.compile.
     """
+
     model: str = "as_vit_small"
     pretrained: bool = False
     initial_checkpoint: str = ""
@@ -179,6 +185,7 @@ class RecipeOptions(ModelOptions):
         phases: Phases of it as `[[until, stride], ...]` or `[[until, stride, dilation], ...]`, `until` in parts of the
             training; by default the paper's.
     """
+
     opt: str = "adamw"
     opt_eps: float | None = None
     opt_betas: Numbers | None = None
@@ -228,7 +235,7 @@ class RecipeOptions(ModelOptions):
     model_ema_warmup: bool = False
     dist_bn: Literal["reduce", "broadcast", ""] = "reduce"
     progressive_tokenization: bool = False
-    phases: list[list[float]] | None = None
+    phases: list[list[int | float]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,8 +243,18 @@ class RecipeOptions(ModelOptions):
             self.demand(name, lambda value: value >= 1, "a whole number from 1 up")
         for name in ("lr", "clip_grad", "layer_decay"):
             self.demand(name, lambda value: value > 0, "a number above 0")
-        for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "mixup", "cutmix",
-                     "color_jitter", "aug_repeats", "mixup_off_epoch"):
+        for name in (
+            "weight_decay",
+            "min_lr",
+            "warmup_lr",
+            "warmup_epochs",
+            "cooldown_epochs",
+            "mixup",
+            "cutmix",
+            "color_jitter",
+            "aug_repeats",
+            "mixup_off_epoch",
+        ):
             self.demand(name, lambda value: value >= 0, "a number from 0 up")
         for name in ("smoothing", "drop", "drop_path", "model_ema_decay"):
             self.demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -264,6 +281,7 @@ class TrainOptions(RecipeOptions):
         log_interval: Batches between two updates of the loss in the progress bar.
         tensorboard: Write TensorBoard logs.
     """
+
     seed: int = 42
     output: str = "output"
     experiment: str = ""
@@ -286,13 +304,15 @@ class ValidateOptions(ModelOptions):
             here win over what it knows.
         use_ema: Measure the averaged weights where the checkpoint has them, as training does.
     """
+
     model: str = ""
     checkpoint: str = ""
     use_ema: bool = True
 
 
-def parse_options(options_class: type[Section], argv: list[str] | None = None, defaults: dict[str, Any] | None = None
-                  ) -> Section:
+def parse_options(
+    options_class: type[Section], argv: list[str] | None = None, defaults: dict[str, Any] | None = None
+) -> Section:
     """Reads options from the command line and from `--config` files.
 
     Args:
@@ -323,7 +343,10 @@ def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:
     """One flat parser with a help group for each dataclass in the inheritance chain."""
     parser = jsonargparse.ArgumentParser(usage="%(prog)s [options]", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; may be given more than once.")
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options_class)}
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in fields(options_class)
+    }
     for section in reversed(options_class.__mro__[:-1]):
         docs = docstring_parser.parse(section.__doc__)
         group = parser.add_argument_group(docs.short_description)
@@ -335,7 +358,7 @@ def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:
 
 
 def _add_option(group: Any, name: str, hint: Any, default: Any, help_text: str) -> None:
-    """Adds `--some-name` with the alias `--some_name`; booleans may stand alone, lists of numbers take several values."""
+    """Adds `--some-name` with the alias `--some_name`; booleans may stand alone, lists take several values."""
     flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
     extra: dict[str, Any] = {"type": hint}
     if hint is bool:

@@ -1,0 +1,201 @@
+"""Trains a timm model, progressively tokenized if asked, on one or more processes.
+
+    python classification/train.py --config classification/recipes/digits_demo.yaml
+    torchrun --nproc-per-node 8 classification/train.py --config classification/recipes/as_vit_imagenet.yaml \
+        --data-dir /data/imagenet --resume auto
+
+A run's folder gets `last.pth.tar`, `best.pth.tar`, `summary.csv`, `args.yaml`, TensorBoard events, and at the end
+`curves.png` and `export/`, which `timm.create_model("local-dir:.../export", pretrained=True)` reads.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.distributed
+import yaml
+from assembly import in_last_phase, make_process, make_training
+from checkpoints import (
+    check_same_run,
+    find_resume,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
+from engine import Training, evaluate, start_epoch, train_one_epoch
+from options import TrainOptions, exit_with, parse_options
+from report import Reporter, best_epoch, closing_table, draw_curves, epoch_line
+from timm.models import get_model_args
+from timm.utils import unwrap_model
+from tqdm import tqdm
+
+from asvit_plugin.atomic import write_atomically
+
+History = list[dict[str, Any]]
+
+
+def main(argv: list[str] | None = None) -> History:
+    """Runs a training from the command line.
+
+    Args:
+        argv: Command line without the program; None takes it from the process.
+
+    Returns:
+        One dictionary per epoch. Mistakes of the user end the program with one sentence and exit status 2.
+    """
+    options = parse_options(TrainOptions, argv)
+    try:
+        process = make_process(options.device)
+        folder = Path(options.output) / (options.experiment or timm.models.safe_model_name(options.model))
+        checkpoint = find_resume(options.resume, folder)
+        training = make_training(options, process)
+        history = restore(training, checkpoint) if checkpoint else []
+        reporter = open_folder(training, folder, history) if process.rank == 0 else None
+    except ValueError as error:
+        exit_with(str(error))
+    try:
+        fit(training, folder, history, reporter)
+    except FloatingPointError as error:
+        exit_with(str(error))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return history
+
+
+def fit(training: Training, folder: Path, history: History, reporter: Reporter | None) -> None:
+    """Trains the epochs that the history lacks, and adds them to it.
+
+    Args:
+        training: The run.
+        folder: Where to write.
+        history: Finished epochs; changed in place.
+        reporter: Present in the process that writes.
+
+    Raises:
+        FloatingPointError: The loss is no longer finite.
+    """
+    for epoch in range(len(history), training.epochs):
+        started = time.perf_counter()
+        start_epoch(training, epoch)
+        row = run_epoch(training, epoch)
+        history.append(row | {"seconds": time.perf_counter() - started})
+        if reporter is not None:
+            save(training, folder, history)
+            reporter.add(history)
+            tqdm.write(epoch_line(history[-1]))
+    if reporter is not None:
+        reporter.close()
+        finish(training, folder, history)
+
+
+def run_epoch(training: Training, epoch: int) -> dict[str, Any]:
+    """Trains and validates one epoch; gives its line of the history."""
+    options, process, schedule = training.options, training.process, training.schedule
+    # disable=None shows the bar on terminals only
+    with tqdm(
+        total=len(training.train_loader),
+        desc=f"epoch {epoch + 1}/{training.epochs}",
+        unit="batch",
+        leave=False,
+        disable=None if process.rank == 0 else True,
+    ) as bar:
+        trained = train_one_epoch(training, epoch, bar)
+    lr = max(group["lr"] for group in training.optimizer.param_groups)
+    model = training.model if training.ema is None else training.ema.module
+    held_out = evaluate(model, training.eval_loader, process, training.autocast, options.channels_last)
+    progress = epoch / training.epochs
+    return {
+        "epoch": epoch,
+        "stride": None if schedule is None else schedule.phase_at(progress).stride,
+        "lr": lr,
+        **trained,
+        "eval_loss": held_out["loss"],
+        "top1": held_out["top1"],
+        "top5": held_out["top5"],
+        "full_resolution": in_last_phase(schedule, progress),
+    }
+
+
+def open_folder(training: Training, folder: Path, history: History) -> Reporter:
+    """Makes the folder and writes down the options, as a file that `--config` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(asdict(training.options), sort_keys=False)
+    write_atomically(folder / "args.yaml", lambda file: file.write(text.encode()))
+    return Reporter(folder, history, training.options.tensorboard)
+
+
+def save(training: Training, folder: Path, history: History) -> None:
+    """Writes the checkpoint of the epoch that has just ended.
+
+    `best` comes first: killed between the two, the run repeats the epoch and writes the same `best` again.
+    """
+    model = unwrap_model(training.model)
+    state = {
+        "epoch": len(history) - 1,
+        "epochs": training.epochs,
+        "arch": model.pretrained_cfg["architecture"],
+        "metric": history[-1]["top1"],
+        "version": 2,
+        "world_size": training.process.world_size,
+        "options": asdict(training.options),
+        "model_args": get_model_args(model),
+        "history": history,
+        "state_dict": model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+    }
+    if training.ema is not None:
+        state["state_dict_ema"] = training.ema.module.state_dict()
+    if training.scaler is not None:
+        state[training.scaler.state_dict_key] = training.scaler.state_dict()
+    if best_epoch(history) is history[-1]:
+        save_checkpoint(state, folder / "best.pth.tar")
+    save_checkpoint(state, folder / "last.pth.tar")
+
+
+def restore(training: Training, path: Path) -> History:
+    """Puts a run into the state that a checkpoint holds.
+
+    Returns:
+        The checkpoint's history.
+
+    Raises:
+        ValueError: The checkpoint is damaged, foreign, or of a run with other options.
+    """
+    state = read_checkpoint(path)
+    check_same_run(state, asdict(training.options), training.process.world_size, path)
+    load_weights(unwrap_model(training.model), state["state_dict"], path)
+    training.optimizer.load_state_dict(state["optimizer"])
+    if training.ema is not None:
+        load_weights(training.ema.module, state["state_dict_ema"], path)
+    if training.scaler is not None:
+        training.scaler.load_state_dict(state[training.scaler.state_dict_key])
+    return state["history"]
+
+
+def finish(training: Training, folder: Path, history: History) -> None:
+    """Draws the curves, exports the best weights and prints the closing table."""
+    img_size = training.data_config["input_size"][-1]
+    draw_curves(history, img_size, folder / "curves.png")
+    export(training, folder)
+    schedule = training.schedule
+    saved = None if schedule is None else schedule.saved_fraction(training.data_config["input_size"])
+    print(closing_table(history, saved))
+    print(f"\neverything is in {folder}")
+
+
+def export(training: Training, folder: Path) -> None:
+    """Writes the best weights (averaged ones, if the run has them) to `export/`, with what is needed to use them."""
+    best = folder / "best.pth.tar"  # a run that was resumed into another folder after its best epoch has none
+    path = best if best.exists() else folder / "last.pth.tar"
+    state = read_checkpoint(path)
+    model = timm.create_model(state["arch"], **state["model_args"])
+    load_weights(model, state.get("state_dict_ema", state["state_dict"]), path)
+    timm.models.save_for_hf(model, str(folder / "export"), safe_serialization=True, data_config=training.data_config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Options: both spellings, flags with and without a value, recipes, and one sentence for every mistake."""
+
+from dataclasses import asdict
+
+import options
+import pytest
+import train
+import yaml
+from conftest import SCRIPTS, TINY, start
+
+
+def parse(*argv: str) -> options.TrainOptions:
+    return options.parse_options(options.TrainOptions, list(argv))
+
+
+def test_both_spellings_and_bare_booleans():
+    assert parse("--drop-path", "0.1").drop_path == parse("--drop_path", "0.1").drop_path == 0.1
+    assert parse("--amp").amp is parse("--amp", "true").amp is parse("--amp=true").amp is True
+    assert parse("--amp", "false").amp is parse().amp is False
+    assert parse("--model-ema", "--mean", "0.5", "0.4", "0.3").mean == [0.5, 0.4, 0.3]
+    assert parse("--model-kwargs", "{img_size: 32}", "--model_kwargs.a", "x").model_kwargs == {"img_size": 32, "a": "x"}
+    assert parse("--phases", "[[0.5, 4], [1, 1, 1]]", "--progressive-tokenization").phases == [[0.5, 4], [1, 1, 1]]
+
+
+def test_command_line_wins_over_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 0.5\namp: true\nmodel_kwargs: {a: 1}\n")
+    parsed = parse("--config", str(recipe), "--lr", "0.25", "--model-kwargs.b", "2")
+    assert (parsed.lr, parsed.amp, parsed.model_kwargs) == (0.25, True, {"a": 1, "b": 2})
+
+
+def test_written_options_are_a_recipe(tmp_path):
+    first = parse("--lr", "0.3", "--scale", "0.5", "1", "--model-kwargs.img_size", "32")
+    recipe = tmp_path / "args.yaml"
+    recipe.write_text(yaml.safe_dump(asdict(first)))
+    assert parse("--config", str(recipe)) == first
+
+
+@pytest.mark.parametrize("recipe", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_parse(recipe):
+    assert parse("--config", str(recipe)).progressive_tokenization
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--learning-rate", "1"], ["--learning-rate"]),
+        (["--lr", "fast"], ["--lr", "fast", "float"]),
+        (["--lr", "-1"], ["--lr", "-1", "above 0"]),
+        (["--drop-path", "x"], ["--drop-path", "x", "float"]),
+        (["--amp", "perhaps"], ["--amp", "perhaps", "bool"]),
+        (["--amp-dtype", "int8"], ["--amp-dtype", "int8", "bfloat16"]),
+        (["--opt", "nosuch"], ["--opt", "nosuch"]),
+        (["--sched", "plateau"], ["--sched", "plateau", "cosine"]),
+        (["--interpolation", "nosuch"], ["--interpolation", "nosuch", "bicubic"]),
+        (["--config", "nosuch.yaml"], ["nosuch.yaml"]),
+        (["--mixup", "0.5", "--batch-size", "63"], ["--batch-size", "63", "even"]),
+        (["--phases", "[[1, 4]]"], ["--phases", "--progressive-tokenization"]),
+        (["--model", "nosuch"], ["nosuch"]),
+        (["--model", "test_vit", "--model-kwargs.nosuch", "1"], ["test_vit", "nosuch"]),
+        (["--model", "test_vit", "--pretrained", "--initial-checkpoint", "nosuch.pth"], ["test_vit"]),
+        (["--model-kwargs.genotype", "4,2"], ["genotype"]),
+        (["--data", "nosuch/folder"], ["nosuch/folder", "does not exist"]),
+        (["--dataset", "wds/nosuch"], ["wds/nosuch"]),
+        (["--batch-size", "2000"], ["--batch-size", "2000", "1437"]),
+        (["--num-classes", "3"], ["--num-classes", "3", "10 classes"]),
+        (["--device", "nosuch"], ["--device", "nosuch"]),
+        (["--mean", "0.1", "0.2", "--in-chans", "1"], ["mean"]),
+        (["--progressive-tokenization", "--phases", "[[0.5, 4], [0.2, 2]]"], ["phases"]),
+        (["--progressive-tokenization", "--model", "test_resnet", "--img-size", "32"], ["ResNet"]),
+        (["--progressive-tokenization", "--epochs", "1"], ["--epochs", "last phase"]),
+        (["--resume", "nosuch.pth.tar"], ["nosuch.pth.tar"]),
+    ],
+)
+def test_mistakes_give_one_sentence(argv, words, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    base = [] if "--model" in argv else TINY
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*base, "--output", str(tmp_path), "--epochs", "2", *argv])
+    *_, message = capfd.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert all(word in message for word in ("error: ", *words)), message
+
+
+def test_mistake_from_the_shell():
+    process = start("train.py", "--lr", "fast")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (2, "", "train.py: error: --lr is fast; allowed is float\n")
