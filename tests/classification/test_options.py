@@ -6,7 +6,7 @@ import options
 import pytest
 import train
 import yaml
-from conftest import SCRIPTS, TINY, start
+from runs import SCRIPTS, TINY, start
 
 
 def parse(*argv: str) -> options.TrainOptions:

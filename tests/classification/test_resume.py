@@ -9,7 +9,7 @@ from shlex import split
 import pytest
 import torch
 import train
-from conftest import TINY, start
+from runs import TINY, start
 
 # Everything that draws random numbers or keeps a state: augmentation, erasing, mixing, depth, averages, phases.
 RUN = [

@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import train
-from conftest import SCRIPTS, TINY
 from PIL import Image
+from runs import SCRIPTS, TINY
 
 EXTRAS = {
     "mixup": "--mixup 0.8 --cutmix 1 --mixup-off-epoch 1",

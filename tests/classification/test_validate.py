@@ -7,7 +7,7 @@ import timm
 import torch
 import train
 import validate
-from conftest import TINY, start
+from runs import TINY, start
 
 
 def test_equals_the_logged_accuracy(finished):
