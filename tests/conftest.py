@@ -1,8 +1,9 @@
-"""Settings of every test: no network, fixed seeds."""
+"""Settings of every test: no network, one thread (parallel tests that share cores stall otherwise), fixed seeds."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -36,11 +36,13 @@ def write_shards(folder: Path) -> None:
 
 def write_parquet(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
+    (folder / "data").mkdir()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     for name in SPLITS:
         pairs = digits(name)
         columns = {"image": [{"bytes": png, "path": None} for png, _ in pairs], "label": [label for _, label in pairs]}
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{name}-00000.parquet")
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")  # the layout that names its split for sure
 
 
 def history_of(folder: Path, dataset: str, experiment: str) -> list[dict]:
