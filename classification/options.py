@@ -181,7 +181,8 @@ class RecipeOptions(ModelOptions):
         model_ema_decay: Decay of the average.
         model_ema_warmup: Let the decay grow from 0 at the start.
         dist_bn: How batch norm statistics are shared between processes after each epoch.
-        progressive_tokenization: Start with few coarse tokens and refine them during training (As-ViT).
+        progressive_tokenization: Start with few coarse tokens and refine them during training (As-ViT); by default on
+            where phases are given.
         phases: Phases of it as `[[until, stride], ...]` or `[[until, stride, dilation], ...]`, `until` in parts of the
             training; by default the paper's.
     """
@@ -234,7 +235,7 @@ class RecipeOptions(ModelOptions):
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     dist_bn: Literal["reduce", "broadcast", ""] = "reduce"
-    progressive_tokenization: bool = False
+    progressive_tokenization: bool | None = None
     phases: list[list[int | float]] | None = None
 
     def __post_init__(self) -> None:
@@ -265,8 +266,8 @@ class RecipeOptions(ModelOptions):
         self.demand("opt", lambda value: value.lower() in list_optimizers(), "a name in timm.optim.list_optimizers()")
         if self.mixup or self.cutmix:
             self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
-        if self.phases is not None and not self.progressive_tokenization:
-            raise ValueError("--phases is given; it needs --progressive-tokenization")
+        if self.progressive_tokenization is None:
+            self.progressive_tokenization = self.phases is not None
 
 
 @dataclass
@@ -361,7 +362,7 @@ def _add_option(group: Any, name: str, hint: Any, default: Any, help_text: str) 
     """Adds `--some-name` with the alias `--some_name`; booleans may stand alone, lists take several values."""
     flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
     extra: dict[str, Any] = {"type": hint}
-    if hint is bool:
+    if hint in (bool, bool | None):
         extra |= {"nargs": "?", "const": True}
     elif Numbers in (hint, *get_args(hint)):
         extra = {"type": float, "nargs": "+"}

@@ -19,7 +19,15 @@ def test_both_spellings_and_bare_booleans():
     assert parse("--amp", "false").amp is parse().amp is False
     assert parse("--model-ema", "--mean", "0.5", "0.4", "0.3").mean == [0.5, 0.4, 0.3]
     assert parse("--model-kwargs", "{img_size: 32}", "--model_kwargs.a", "x").model_kwargs == {"img_size": 32, "a": "x"}
-    assert parse("--phases", "[[0.5, 4], [1, 1, 1]]", "--progressive-tokenization").phases == [[0.5, 4], [1, 1, 1]]
+
+
+def test_phases_turn_progressive_tokenization_on_unless_told_otherwise():
+    phases = ["--phases", "[[0.5, 4], [1, 1, 1]]"]
+    assert parse(*phases).phases == [[0.5, 4], [1, 1, 1]]
+    assert parse(*phases).progressive_tokenization is True
+    assert parse("--progressive-tokenization").progressive_tokenization is True
+    assert parse(*phases, "--progressive-tokenization", "false").progressive_tokenization is False
+    assert parse().progressive_tokenization is False
 
 
 def test_command_line_wins_over_recipe(tmp_path):
@@ -55,7 +63,6 @@ def test_recipes_parse(recipe):
         (["--interpolation", "nosuch"], ["--interpolation", "nosuch", "bicubic"]),
         (["--config", "nosuch.yaml"], ["nosuch.yaml"]),
         (["--mixup", "0.5", "--batch-size", "63"], ["--batch-size", "63", "even"]),
-        (["--phases", "[[1, 4]]"], ["--phases", "--progressive-tokenization"]),
         (["--model", "nosuch"], ["nosuch"]),
         (["--model", "test_vit", "--model-kwargs.nosuch", "1"], ["test_vit", "nosuch"]),
         (["--model", "test_vit", "--pretrained", "--initial-checkpoint", "nosuch.pth"], ["test_vit"]),
