@@ -350,7 +350,7 @@ def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:
     }
     for section in reversed(options_class.__mro__[:-1]):
         docs = docstring_parser.parse(section.__doc__)
-        group = parser.add_argument_group(docs.short_description)
+        group = parser.add_argument_group(docs.short_description.rstrip("."))
         helps = {param.arg_name: param.description.replace("\n", " ") for param in docs.params}
         for name, hint in section.__annotations__.items():
             if name in helps:
