@@ -19,7 +19,15 @@ class OverlapPatchEmbed(nn.Module):
         stride: Pixels from one token to the next.
     """
 
-    def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        kernel_size: int,
+        stride: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size, stride=stride, **dd)

@@ -24,7 +24,14 @@ class PatchMerging(nn.Module):
         kernel_size: K, at least 2. The padding is (K - 2) // 2 before and (K - 1) // 2 after, on both axes.
     """
 
-    def __init__(self, dim: int, out_dim: int, kernel_size: int = 2, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel_size: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.dim = dim

@@ -5,7 +5,7 @@ Four stages of windowed attention without shifts or relative positions; the wind
 """
 
 import math
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
 
-SEED = "8,2,3|4,1,2|4,1,4|4,1,6|32"  # topology found by the paper's search; the larger nets grow from it
+SEED_GENOTYPE = "8,2,3|4,1,2|4,1,4|4,1,6|32"  # topology found by the paper's search; the larger nets grow from it
 WINDOW_POLICIES = ("split", "size")
 
 
@@ -48,8 +48,8 @@ class AsViTBlock(nn.Module):
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -132,23 +132,23 @@ class AsViT(nn.Module):
 
     def __init__(
         self,
-        genotype: Union[str, AsViTGenotype] = SEED,
-        img_size: Union[int, tuple[int, int]] = 224,
+        genotype: str | AsViTGenotype = SEED_GENOTYPE,
+        img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
         pos_embed: bool = True,
         stem_stride: int = 4,
         window_policy: str = "split",
-        pretrain_img_size: Union[int, tuple[int, int]] = 224,
+        pretrain_img_size: int | tuple[int, int] = 224,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         weight_init: str = "",
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -205,7 +205,7 @@ class AsViT(nn.Module):
         return tuple(math.ceil(side / self.stem_stride) for side in self.img_size)
 
     @torch.jit.ignore
-    def set_tokenization(self, stride: Optional[int] = None, dilation: int = 1) -> None:
+    def set_tokenization(self, stride: int | None = None, dilation: int = 1) -> None:
         """Sample the image more coarsely (As-ViT's progressive tokenization), or finely again.
 
         Weights stay as they are; windows, padding and the resampling of the position embedding follow.
@@ -244,9 +244,9 @@ class AsViT(nn.Module):
     @torch.jit.ignore
     def set_input_size(
         self,
-        img_size: Optional[Union[int, tuple[int, int]]] = None,
-        patch_size: Optional[int] = None,
-        window_policy: Optional[str] = None,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        window_policy: str | None = None,
     ) -> None:
         """Change the nominal image size; the position embedding is resampled to its grid, windows are recomputed.
 
@@ -312,7 +312,7 @@ class AsViT(nn.Module):
 
     # Head ---------------------------------------------------------------------------------------------------------
 
-    def _make_head(self, device=None, dtype=None) -> nn.Module:
+    def _make_head(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
         bare = self.num_classes == 0 and not self.global_pool
         return ClNormMlpClassifierHead(
             self.num_features,
@@ -332,7 +332,7 @@ class AsViT(nn.Module):
         return self.head.fc
 
     @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier; the layer before it (Linear, Tanh) is kept unless everything goes.
 
         Args:
@@ -380,12 +380,12 @@ class AsViT(nn.Module):
     def forward_intermediates(
         self,
         x: torch.Tensor,
-        indices: Optional[Union[int, list[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[list[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]:
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The feature pyramid: each stage's output before the next merge, at strides 4, 8, 16 and 32.
 
         Args:
@@ -426,7 +426,7 @@ class AsViT(nn.Module):
 
     @torch.jit.ignore
     def prune_intermediate_layers(
-        self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what the features at ``indices`` do not need.
 
@@ -451,7 +451,7 @@ class AsViT(nn.Module):
         return take_indices
 
 
-def check_img_size(field: str, img_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
+def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, int]:
     """An image size as (height, width), both positive whole numbers."""
     size = tuple(to_2tuple(img_size))
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
