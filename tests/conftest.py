@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import asvit_plugin  # noqa: F401  (registers the models)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -17,3 +17,16 @@ def resample_pos_embed(pos_embed: torch.Tensor, height: int, width: int) -> torc
     table = pos_embed.to(dtype).permute(0, 3, 1, 2)
     table = F.interpolate(table, size=[height, width], mode="bicubic", antialias=True)
     return table.permute(0, 2, 3, 1).to(pos_embed.dtype)
+
+
+def add_pos_embed(x: torch.Tensor, pos_embed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Add a position table to the tokens that an image covers.
+
+    Args:
+        x: Tokens, (B, H, W, C); those beyond the image are padding on the right and at the bottom.
+        pos_embed: Table (1, h, w, C), resampled to the image's tokens.
+        height: Rows of tokens that the image touches, at most H.
+        width: Columns of tokens that the image touches, at most W.
+    """
+    table = resample_pos_embed(pos_embed, height, width)
+    return x + F.pad(table, (0, 0, 0, x.shape[2] - width, 0, x.shape[1] - height))

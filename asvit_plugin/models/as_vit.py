@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     Attention,
@@ -24,7 +23,14 @@ from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, regi
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
-from ..layers import OverlapPatchEmbed, PatchMerging, resample_pos_embed, window_partition, window_reverse
+from ..layers import (
+    OverlapPatchEmbed,
+    PatchMerging,
+    add_pos_embed,
+    resample_pos_embed,
+    window_partition,
+    window_reverse,
+)
 from ._build import build_model
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
@@ -355,8 +361,7 @@ class AsViT(nn.Module):
         height, width = (x.shape[2] + stride - 1) // stride, (x.shape[3] + stride - 1) // stride
         x = self.patch_embed(x)
         if self.pos_embed is not None:
-            table = resample_pos_embed(self.pos_embed, height, width)
-            x = x + F.pad(table, (0, 0, 0, x.shape[2] - width, 0, x.shape[1] - height))
+            x = add_pos_embed(x, self.pos_embed, height, width)
         return self.pos_drop(x)
 
     def _crop(self, x: torch.Tensor, stage: int, height: int, width: int) -> torch.Tensor:
