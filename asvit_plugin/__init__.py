@@ -1,7 +1,15 @@
 """Efficient vision-transformer backbones as ordinary timm models; importing this package registers them."""
 
 from ._version import __version__
-from .models import AsViT, AsViTGenotype
+from .models import AsViT, AsViTGenotype, NetworkDef, ViTResNAS
 from .schedules import Phase, ProgressiveTokenization
 
-__all__ = ["AsViT", "AsViTGenotype", "Phase", "ProgressiveTokenization", "__version__"]
+__all__ = [
+    "AsViT",
+    "AsViTGenotype",
+    "NetworkDef",
+    "Phase",
+    "ProgressiveTokenization",
+    "ViTResNAS",
+    "__version__",
+]

@@ -2,5 +2,7 @@
 
 from .as_vit import AsViT
 from .as_vit_genotype import AsViTGenotype
+from .vit_resnas import ViTResNAS
+from .vit_resnas_genotype import NetworkDef
 
-__all__ = ["AsViT", "AsViTGenotype"]
+__all__ = ["AsViT", "AsViTGenotype", "NetworkDef", "ViTResNAS"]

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from timm.models import build_model_with_cfg
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, get_model_input_config
 from torch import nn
 
 _READ_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)
@@ -21,6 +22,14 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = Fal
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         source = overlay.get("file") or overlay.get("hf_hub_id") or overlay.get("url") or "its default source"
         raise ValueError(f"pretrained weights of {variant} cannot be loaded from {source}: {_reason(error)}") from error
+
+
+def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """An image size as (height, width), both positive whole numbers."""
+    size = tuple(to_2tuple(img_size))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
+    return size
 
 
 def _reason(error: Exception) -> str:
@@ -49,7 +58,8 @@ def require_full_cover(
         ValueError: naming the first tensors that are missing, left over or of another shape.
     """
     cfg = model.pretrained_cfg
-    classifier = {f"{cfg['classifier']}.{leaf}" for leaf in ("weight", "bias")}
+    first_conv = get_model_input_config(model)["first_conv"]
+    classifier = {f"{name}.{leaf}" for name in _classifiers(cfg) for leaf in ("weight", "bias")}
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in classifier}
     problems = {
         "it lacks": [name for name in wanted if name not in state_dict and name not in new],
@@ -59,7 +69,7 @@ def require_full_cover(
             for name, shape in wanted.items()
             if name in state_dict
             and name not in resampled
-            and not _same_shape(name, state_dict[name], shape, cfg["first_conv"])
+            and not _same_shape(name, state_dict[name], shape, first_conv)
         ],
     }
     found = [f"{what} {_first(names)}" for what, names in problems.items() if names]
@@ -68,8 +78,13 @@ def require_full_cover(
     _require_class_count(state_dict, cfg)
 
 
+def _classifiers(cfg: dict[str, Any]) -> tuple[str, ...]:
+    names = cfg["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _require_class_count(state_dict: dict[str, torch.Tensor], cfg: dict[str, Any]) -> None:
-    weight = state_dict.get(f"{cfg['classifier']}.weight")
+    weight = state_dict.get(f"{_classifiers(cfg)[0]}.weight")
     if weight is not None and len(weight) != cfg["num_classes"]:
         raise ValueError(
             f"the weight file has {len(weight)} classes and pretrained_cfg says {cfg['num_classes']}: pass "

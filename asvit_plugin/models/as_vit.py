@@ -31,7 +31,7 @@ from ..layers import (
     window_partition,
     window_reverse,
 )
-from ._build import build_model
+from ._build import build_model, check_img_size
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
@@ -454,14 +454,6 @@ class AsViT(nn.Module):
         if prune_head or prune_end:
             self.reset_classifier(0, "")
         return take_indices
-
-
-def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """An image size as (height, width), both positive whole numbers."""
-    size = tuple(to_2tuple(img_size))
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
-    return size
 
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:

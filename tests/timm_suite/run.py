@@ -19,7 +19,7 @@ import timm
 
 import asvit_plugin.models
 
-LARGER = ("as_vit_base", "as_vit_large")  # the same code as as_vit_small, several times as slow
+LARGER = ("as_vit_base", "as_vit_large", "vit_resnas_small", "vit_resnas_medium")  # the code of smaller ones
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache"
 

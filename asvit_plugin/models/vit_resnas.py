@@ -1,0 +1,616 @@
+"""ViT-ResNAS: multi-stage vision transformers with residual spatial reduction, found by weight-sharing search.
+
+Liao, Karaman, Sze: "Searching for Efficient Multi-Stage Vision Transformers", 2021 (arXiv 2109.00642).
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    Attention,
+    ConvNormAct,
+    DropPath,
+    Mlp,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    global_pool_nlc,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, register_model
+from timm.models.vision_transformer import get_init_weights_vit
+from torch import nn
+
+from ..layers import add_pos_embed, resample_pos_embed
+from ._build import build_model, check_img_size
+from ._timm_private import feature_take_indices, update_model_input_size
+from .vit_resnas_genotype import PATCH_SIZE, BlockDef, NetworkDef
+from .vit_resnas_weights import checkpoint_filter_fn, read_network_def
+
+# Published nets: channels, head_dim and blocks (heads / MLP width; in brackets: removed by the search) of each stage.
+NETWORKS = {
+    "vit_resnas_tiny": NetworkDef.from_table(
+        (176, 352, 704),
+        (32, 48, 64),
+        (
+            "3/704 3/576 3/640 4/576 4/704",
+            "10/1408 8/1408 8/1280 8/1408 10/1280 10/1024",
+            "10/2560 10/1792 10/2816 8/2816 8/2560",
+        ),
+    ),
+    "vit_resnas_small": NetworkDef.from_table(
+        (220, 440, 880),
+        (32, 48, 64),
+        (
+            "5/880 5/880 7/800 5/720 5/720 5/720",
+            "10/1760 10/1440 10/1920 10/1600 12/1600 12/1440",
+            "16/3200 12/3200 16/2880 12/2240 14/2560",
+        ),
+    ),
+    "vit_resnas_medium": NetworkDef.from_table(
+        (240, 640, 880),
+        (32, 48, 64),
+        (
+            "7/960 6/960 7/800 8/960 7/880 8/880 6/800",
+            "10/1120 14/1760 14/1920 16/1760 14/1440 16/1760 16/1920",
+            "16/3200 10/3840 16/3840 (12/3840) 12/3200 16/3520 14/3520",
+        ),
+    ),
+    "vit_res_tiny": NetworkDef.from_table(
+        (192, 384, 768),
+        (64, 64, 64),
+        (" ".join(["3/768"] * 4), " ".join(["6/1536"] * 4), " ".join(["12/3072"] * 4)),
+    ),
+}
+
+
+class ConvStem(nn.Module):
+    """Three 3 x 3 convolutions at stride 2 with a residual, then one 7 x 7 at stride 7: a token for 14 x 14 pixels."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        width: int,
+        embed_dim: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv1 = ConvNormAct(in_chans, width, 3, stride=2, **dd)
+        self.conv2 = ConvNormAct(width, width, 3, **dd)
+        self.conv3 = ConvNormAct(width, width, 3, **dd)
+        self.proj = nn.Conv2d(width, embed_dim, PATCH_SIZE // 2, stride=PATCH_SIZE // 2, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x)
+        return self.proj(self.conv3(self.conv2(x)) + x)
+
+
+class LinearStem(nn.Module):
+    """One linear map of each 14 x 14 pixels to a token."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, PATCH_SIZE, stride=PATCH_SIZE, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+class ResNASBlock(nn.Module):
+    """Pre-norm transformer block whose attention width and MLP width are free, over (B, N, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        block: BlockDef,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = Attention(
+            dim,
+            block.num_heads,
+            attn_head_dim=block.head_dim,
+            qkv_bias=True,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            **dd,
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, block.mlp_hidden_dim, drop=proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class ResidualSpatialReduction(nn.Module):
+    """Halve the token grid with a strided convolution beside an average-pooled skip (section 3.2 of the paper).
+
+    The new channels of the skips are zeros, at the end. Prefix tokens are not pooled; they get a linear map instead.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        stride: int,
+        grid_size: tuple[int, int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.stride = stride  # pixels per token behind the reduction
+        self.num_new = out_dim - dim
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, **dd)
+        self.token_proj = nn.Linear(dim, out_dim, **dd)
+        self.pos_embed = nn.Parameter(torch.empty(1, *grid_size, out_dim, **dd))
+
+    def init_weights(self) -> None:
+        """What the walk over modules does not know: positions as in the first stage, the rest by type."""
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(
+        self, prefix: torch.Tensor, x: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prefix (B, T, C) and tokens (B, H, W, C) of an image of height x width pixels to H / 2 and W / 2."""
+        main = self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        rows, columns = (height + self.stride - 1) // self.stride, (width + self.stride - 1) // self.stride
+        main = add_pos_embed(main, self.pos_embed, rows, columns)
+        skip = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        prefix = self.token_proj(self.norm(prefix)) + F.pad(prefix, (0, self.num_new))
+        return prefix, main + F.pad(skip, (0, self.num_new))
+
+
+class FirstStageEntry(nn.Module):
+    """Stands where later stages have their reduction."""
+
+    def forward(
+        self, prefix: torch.Tensor, x: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return prefix, x
+
+
+class ResNASStage(nn.Module):
+    """The reduction that enters a stage (none before the first) and its blocks over prefix tokens and grid together."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[ResNASBlock]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(
+        self, prefix: torch.Tensor, x: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prefix (B, T, C) and tokens (B, H, W, C) of an image of height x width pixels."""
+        prefix, x = self.downsample(prefix, x, height, width)
+        tokens = torch.cat([prefix, x.flatten(1, 2)], dim=1)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            tokens = checkpoint_seq(self.blocks, tokens)
+        else:
+            tokens = self.blocks(tokens)
+        num_prefix = prefix.shape[1]
+        return tokens[:, :num_prefix], tokens[:, num_prefix:].reshape(x.shape)
+
+
+class ViTResNAS(nn.Module):
+    """ViT-ResNAS backbone and classifier.
+
+    Any image size works: the image is padded once, right and bottom, to a multiple of 56 px (for three stages);
+    features and positions cover the tokens that the image touches. ``forward_features`` gives NLC, prefix tokens first.
+
+    Args:
+        network_def: The net, in the authors' notation (see :class:`NetworkDef`).
+        img_size: Nominal image size in pixels: the grids that the position embeddings are stored for.
+        in_chans: Image channels.
+        num_classes: Classes; 0 removes the classifier. It wins over the number in ``network_def``.
+        global_pool: "token" (class token), "avg", "max", "avgmax", or "" for no pooling.
+        distilled: A distillation token with a head of its own. The logits are the mean of both heads; in training mode,
+            with ``model.distilled_training = True``, both are returned as (class logits, distillation logits).
+        patch_head: A second head that classifies every patch in training mode, which then returns (logits,
+            patch logits (B, N, num_classes)). It takes no part in inference.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the first position embedding.
+        proj_drop_rate: Dropout after attention's projection and inside the MLPs.
+        attn_drop_rate: Dropout on attention weights.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks, also removed ones.
+        weight_init: "" for the authors' initialisation, "skip" for PyTorch's defaults.
+        device: Where parameters are made.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: for a definition, size or combination of heads that is not allowed.
+    """
+
+    def __init__(
+        self,
+        network_def: str | NetworkDef = str(NETWORKS["vit_resnas_tiny"]),
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        distilled: bool = False,
+        patch_head: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        weight_init: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        if distilled and patch_head:
+            raise ValueError("patch_head is True with distilled=True; a net has one or the other")
+        net = NetworkDef.parse(network_def)
+        self.network_def = str(net)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.embed_dim = net.dims[0]
+        self.num_features = self.head_hidden_size = net.dims[-1]
+        self.num_prefix_tokens = 2 if distilled else 1
+        self.distilled_training = False
+        self.dynamic_img_size = True
+        self.img_size = check_img_size("img_size", img_size)
+        self.strides = tuple(PATCH_SIZE * 2**i for i in range(len(net.dims)))
+        self.feature_info = [
+            dict(num_chs=dim, reduction=stride, module=f"stages.{i}")
+            for i, (dim, stride) in enumerate(zip(net.dims, self.strides))
+        ]
+
+        if net.stem_width:
+            self.patch_embed = ConvStem(in_chans, net.stem_width, net.dims[0], **dd)
+        else:
+            self.patch_embed = LinearStem(in_chans, net.dims[0], **dd)
+            self._traits = {"first_conv": "patch_embed.proj"}  # pretrained_cfg names the convolutional stem's
+        self.cls_token = nn.Parameter(torch.empty(1, 1, net.dims[0], **dd))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, net.dims[0], **dd)) if distilled else None
+        self.prefix_pos_embed = nn.Parameter(torch.empty(1, self.num_prefix_tokens, net.dims[0], **dd))
+        self.pos_embed = nn.Parameter(torch.empty(1, *self._grid_size(0), net.dims[0], **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        rates = calculate_drop_path_rates(drop_path_rate, [len(stage) for stage in net.stages], stagewise=True)
+        self.stages = nn.ModuleList()
+        for i, (dim, stage) in enumerate(zip(net.dims, net.stages)):
+            if i:
+                entry = ResidualSpatialReduction(net.dims[i - 1], dim, self.strides[i], self._grid_size(i), **dd)
+            else:
+                entry = FirstStageEntry()
+            blocks = [
+                ResNASBlock(dim, block, proj_drop_rate, attn_drop_rate, rate, **dd)
+                for block, rate in zip(stage, rates[i])
+                if block.exists
+            ]
+            self.stages.append(ResNASStage(entry, blocks))
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-6, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._make_head(**dd)
+        self.head_dist = self._make_head(**dd) if distilled else None
+        self.patch_head = self._make_head(**dd) if patch_head else None
+
+        self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
+        if weight_init != "skip":
+            self.init_weights(needs_reset=False)
+
+    def _grid_size(self, stage: int) -> tuple[int, int]:
+        """Tokens (height, width) of a stage that an image of nominal size touches."""
+        return tuple(math.ceil(side / self.strides[stage]) for side in self.img_size)
+
+    # Sizes and weights ----------------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Change the nominal image size; all position embeddings are resampled to its grids.
+
+        Args:
+            img_size: New nominal size in pixels; None keeps it.
+            patch_size: Not resizable; only 14 is accepted.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != to_2tuple(PATCH_SIZE):
+            raise ValueError(f"patch_size is {patch_size}; ViT-ResNAS keeps its patches of {PATCH_SIZE} pixels")
+        if img_size is not None:
+            self.img_size = check_img_size("img_size", img_size)
+        for i, owner in enumerate([self, *(stage.downsample for stage in self.stages[1:])]):
+            table = owner.pos_embed
+            if tuple(table.shape[1:3]) != self._grid_size(i):
+                with torch.no_grad():
+                    resampled = resample_pos_embed(table, *self._grid_size(i))
+                owner.pos_embed = nn.Parameter(resampled, requires_grad=table.requires_grad)
+        update_model_input_size(self, self.img_size)
+
+    @torch.jit.ignore
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise as the authors: linear weights, tokens and positions truncated normal (0.02), the rest by default.
+
+        Args:
+            mode: timm's name of an initialisation; "" for the one given at construction.
+            needs_reset: Also reset modules that initialised themselves when they were built.
+        """
+        for parameter in (self.cls_token, self.dist_token, self.prefix_pos_embed, self.pos_embed):
+            if parameter is not None:
+                trunc_normal_(parameter, std=0.02)
+        named_apply(get_init_weights_vit(mode or self.weight_init_mode, needs_reset=needs_reset), self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that should not decay; the authors let positions decay."""
+        return {"cls_token"} if self.dist_token is None else {"cls_token", "dist_token"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups from the stem up, for layer-wise learning rates."""
+        return dict(
+            stem=r"^patch_embed|^cls_token|^dist_token|^prefix_pos_embed|^pos_embed",
+            blocks=r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    # Heads ----------------------------------------------------------------------------------------------------------
+
+    def _make_head(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        return nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The classifier, or both of a distilled net."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier (all of them, where a net has several).
+
+        Args:
+            num_classes: Classes of the new one; 0 removes it, and the patch head with it.
+            global_pool: New pooling; None keeps the present one.
+        """
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        dd = get_device_dtype(self)
+        self.head = self._make_head(**dd).train(self.training)
+        if self.head_dist is not None:
+            self.head_dist = self._make_head(**dd).train(self.training)
+        if self.patch_head is not None:
+            self.patch_head = self._make_head(**dd).train(self.training) if num_classes else None
+
+    # Forward --------------------------------------------------------------------------------------------------------
+
+    def _tokenize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images to prefix tokens (B, T, C) and tokens (B, H, W, C) with their positions."""
+        height, width = x.shape[2], x.shape[3]
+        patch, multiple = self.strides[0], self.strides[-1]
+        x = F.pad(x, (0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple))
+        x = self.patch_embed(x).permute(0, 2, 3, 1)
+        x = add_pos_embed(x, self.pos_embed, (height + patch - 1) // patch, (width + patch - 1) // patch)
+        prefix = self.cls_token
+        if self.dist_token is not None:
+            prefix = torch.cat([prefix, self.dist_token], dim=1)
+        prefix = (prefix + self.prefix_pos_embed).expand(x.shape[0], -1, -1)
+        return self.pos_drop(prefix), self.pos_drop(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to normed tokens, (B, T + ceil(H / 56) * ceil(W / 56), num_features)."""
+        height, width = x.shape[2], x.shape[3]
+        prefix, x = self._tokenize(x)
+        for stage in self.stages:
+            prefix, x = stage(prefix, x, height, width)
+        return self.norm(torch.cat([prefix, x.flatten(1, 2)], dim=1))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Tokens to logits (B, num_classes), or to the pooled feature; the mean of both tokens' where distilled."""
+        if self.head_dist is not None and self.global_pool == "token":
+            first, second = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
+            if pre_logits:
+                return (first + second) / 2
+            first, second = self.head(first), self.head_dist(second)
+            if self.distilled_training and self.training and not torch.jit.is_scripting():
+                return first, second
+            return (first + second) / 2
+        pooled = self.head_drop(global_pool_nlc(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens))
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.forward_features(x)
+        logits = self.forward_head(x)
+        if self.patch_head is not None and self.training and not torch.jit.is_scripting():
+            return logits, self.patch_head(x[:, self.num_prefix_tokens :])
+        return logits
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The feature pyramid: each stage's output before the next reduction, at strides 14, 28 and 56.
+
+        Args:
+            x: Images, (B, C, H, W).
+            indices: Stages to return: the last n, a list, or None for all.
+            return_prefix_tokens: Return (feature, prefix tokens) for each stage.
+            norm: Apply the final norm to the last stage's feature.
+            stop_early: Do not run stages behind the last one asked for.
+            output_fmt: "NCHW".
+            intermediates_only: Leave the final feature out.
+
+        Returns:
+            The features, (B, C_i, ceil(H / stride_i), ceil(W / stride_i)), or (``forward_features(x)``, features).
+        """
+        assert output_fmt == "NCHW", f"output_fmt is {output_fmt}; only NCHW is offered"
+        height, width = x.shape[2], x.shape[3]
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prefix, x = self._tokenize(x)
+        features: list[torch.Tensor] = []
+        prefixes: list[torch.Tensor] = []
+        last = 0
+        for i, stage in enumerate(self.stages):
+            if torch.jit.is_scripting() or not stop_early or i <= max_index:
+                prefix, x = stage(prefix, x, height, width)
+                last = i
+                if i in take_indices:
+                    stride = self.strides[0] << i
+                    feature = x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
+                    normed = norm and i == len(self.strides) - 1
+                    features.append((self.norm(feature) if normed else feature).permute(0, 3, 1, 2).contiguous())
+                    prefixes.append(self.norm(prefix) if normed else prefix)
+        intermediates = features
+        if not torch.jit.is_scripting() and return_prefix_tokens:
+            intermediates = list(zip(features, prefixes))
+        if intermediates_only:
+            return intermediates
+        x = torch.cat([prefix, x.flatten(1, 2)], dim=1)
+        if last == len(self.strides) - 1:
+            x = self.norm(x)
+        return x, intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the features at ``indices`` do not need.
+
+        Args:
+            indices: Stages to keep as features: the last n, or a list.
+            prune_norm: Also drop the final norm.
+            prune_head: Also drop the heads; they go anyway when stages go.
+
+        Returns:
+            The indices as non-negative numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prune_end = max_index < len(self.stages) - 1
+        if prune_norm or prune_end:
+            self.norm = nn.Identity()
+        if prune_end:
+            self.stages = self.stages[: max_index + 1]
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or prune_end:
+            self.reset_classifier(0, "")
+        return take_indices
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.conv1.conv",
+        "classifier": "head",
+        "paper_ids": "arXiv:2109.00642",
+        "paper_name": "Searching for Efficient Multi-Stage Vision Transformers",
+        "origin_url": "https://github.com/yilunliao/vit-search",
+        **kwargs,
+    }
+
+
+# The authors' weights (CC-BY-NC-4.0) are in a shared folder without stable addresses; load the files by path.
+default_cfgs = generate_default_cfgs({name: _cfg() for name in ("vit_resnas", *NETWORKS)})
+
+
+def _create_vit_resnas(variant: str, pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    feature_cfg = dict(
+        out_indices=kwargs.pop("out_indices", (0, 1, 2)), feature_cls="getter", **kwargs.pop("feature_cfg", {})
+    )
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    second = {"distilled": "head_dist", "patch_head": "patch_head"}
+    heads = ["head", *(name for argument, name in second.items() if kwargs.get(argument))]
+    if len(heads) > 1:
+        overlay.setdefault("classifier", heads)
+    return build_model(
+        ViTResNAS,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
+
+
+@register_model
+def vit_resnas(pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    """Any net in the authors' notation: pass ``network_def=``.
+
+    Without it, the definition is read from the training checkpoint that
+    ``pretrained_cfg_overlay=dict(file=...)`` names; with no file it is that of ``vit_resnas_tiny``.
+    """
+    source = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    if pretrained and source and kwargs.get("network_def") is None:
+        kwargs["network_def"] = read_network_def(source)
+    return _create_vit_resnas("vit_resnas", pretrained=pretrained, **kwargs)
+
+
+@register_model
+def vit_resnas_tiny(pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    """ViT-ResNAS-Tiny: 40,793,552 parameters, 1.78 GMACs at 224."""
+    return _create_network("vit_resnas_tiny", pretrained, **kwargs)
+
+
+@register_model
+def vit_resnas_small(pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    """ViT-ResNAS-Small: 63,724,108 parameters, 2.85 GMACs at 224."""
+    return _create_network("vit_resnas_small", pretrained, **kwargs)
+
+
+@register_model
+def vit_resnas_medium(pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    """ViT-ResNAS-Medium: 96,442,672 parameters, 4.51 GMACs at 224."""
+    return _create_network("vit_resnas_medium", pretrained, **kwargs)
+
+
+@register_model
+def vit_res_tiny(pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
+    """ViT-Res-Tiny, designed by hand: 42,012,736 parameters, 1.79 GMACs at 224; the search's MAC budget."""
+    return _create_network("vit_res_tiny", pretrained, **kwargs)
+
+
+def _create_network(name: str, pretrained: bool, **kwargs: Any) -> ViTResNAS:
+    return _create_vit_resnas(name, pretrained=pretrained, **{"network_def": str(NETWORKS[name]), **kwargs})
