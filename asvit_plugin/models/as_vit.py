@@ -32,6 +32,7 @@ from ..layers import (
     window_reverse,
 )
 from ._build import build_model, check_img_size
+from ._multi_stage import MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
@@ -99,7 +100,7 @@ class AsViTStage(nn.Module):
         return self.blocks(x)
 
 
-class AsViT(nn.Module):
+class AsViT(MultiStageModel):
     """As-ViT backbone and classifier.
 
     Any image size works: the image is padded once, right and bottom, to the multiple that the stem, the merges and
@@ -135,6 +136,8 @@ class AsViT(nn.Module):
     Raises:
         ValueError: for a genotype, size or policy outside what is allowed.
     """
+
+    stem_pattern = r"^patch_embed|^pos_embed"
 
     def __init__(
         self,
@@ -222,7 +225,7 @@ class AsViT(nn.Module):
         """
         stride = self.stem_stride if stride is None else stride
         # In pixels: stage i has a token every stride * 2^i, and each axis of its grid must split evenly.
-        unit = math.lcm(*(stride * 2**i * split for i, split in enumerate(self.splits[: len(self.stages)])))
+        unit = math.lcm(*(stride * 2**i * split for i, split in enumerate(self.splits)))
         region = (unit, unit) if self.window_policy == "split" else self._region(unit)
         self.patch_embed.set_tokenization(stride, dilation, region)
         for i, (stage, split) in enumerate(zip(self.stages, self.splits)):
@@ -295,26 +298,6 @@ class AsViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that should not decay."""
         return {"pos_embed"}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups from the stem up, for layer-wise learning rates."""
-        return dict(
-            stem=r"^patch_embed|^pos_embed",
-            blocks=r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
 
     # Head ---------------------------------------------------------------------------------------------------------
 
@@ -428,32 +411,6 @@ class AsViT(nn.Module):
         if last == len(self.splits) - 1:
             x = self.norm(x)
         return x, intermediates
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the features at ``indices`` do not need.
-
-        Args:
-            indices: Stages to keep as features: the last n, or a list.
-            prune_norm: Also drop the final norm.
-            prune_head: Also drop the head; it goes anyway when stages go.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        if prune_norm or prune_end:
-            self.norm = nn.Identity()
-        if prune_end:
-            self.stages = self.stages[: max_index + 1]
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-            self.set_tokenization(self.patch_embed.stride, self.patch_embed.proj.dilation[0])
-        if prune_head or prune_end:
-            self.reset_classifier(0, "")
-        return take_indices
 
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..layers import add_pos_embed, resample_pos_embed
 from ._build import build_model, check_img_size
+from ._multi_stage import MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage
 from .vit_resnas_genotype import PATCH_SIZE, NetworkDef
@@ -58,7 +59,7 @@ NETWORKS = {
 }
 
 
-class ViTResNAS(nn.Module):
+class ViTResNAS(MultiStageModel):
     """ViT-ResNAS backbone and classifier.
 
     Any image size works: the image is padded once, right and bottom, to a multiple of 56 px (for three stages);
@@ -86,6 +87,8 @@ class ViTResNAS(nn.Module):
     Raises:
         ValueError: for a definition, size or combination of heads that is not allowed.
     """
+
+    stem_pattern = r"^patch_embed|^cls_token|^dist_token|^prefix_pos_embed|^pos_embed"
 
     def __init__(
         self,
@@ -205,26 +208,6 @@ class ViTResNAS(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that should not decay; the authors let positions decay."""
         return {"cls_token"} if self.dist_token is None else {"cls_token", "dist_token"}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups from the stem up, for layer-wise learning rates."""
-        return dict(
-            stem=r"^patch_embed|^cls_token|^dist_token|^prefix_pos_embed|^pos_embed",
-            blocks=r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
 
     # Heads ----------------------------------------------------------------------------------------------------------
 
@@ -348,31 +331,6 @@ class ViTResNAS(nn.Module):
         if last == len(self.strides) - 1:
             x = self.norm(x)
         return x, intermediates
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the features at ``indices`` do not need.
-
-        Args:
-            indices: Stages to keep as features: the last n, or a list.
-            prune_norm: Also drop the final norm.
-            prune_head: Also drop the heads; they go anyway when stages go.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        if prune_norm or prune_end:
-            self.norm = nn.Identity()
-        if prune_end:
-            self.stages = self.stages[: max_index + 1]
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or prune_end:
-            self.reset_classifier(0, "")
-        return take_indices
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
