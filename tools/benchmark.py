@@ -40,15 +40,23 @@ def parse_args() -> argparse.Namespace:
     for field in ("img_size", "batch_size", "rounds", "threads"):
         if getattr(args, field) < 1:
             parser.error(f"argument --{field.replace('_', '-')} is {getattr(args, field)}; it must be at least 1")
+    try:
+        torch.zeros(1, device=args.device).item()
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.modules = {name: build(name, args) for name in args.models}
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
     return args
 
 
 def build(name: str, args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
     try:
-        return timm.create_model(name, img_size=args.img_size).to(args.device).eval()
+        model = timm.create_model(name, img_size=args.img_size)
     except TypeError:  # models such as ResNet take any size and have no such argument
-        return timm.create_model(name).to(args.device).eval()
+        model = timm.create_model(name)
+    return model.to(args.device).eval()
 
 
 @torch.inference_mode()
@@ -86,7 +94,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    models = {name: build(name, args) for name in args.models}
+    models = args.modules
     shape = (1, 3, args.img_size, args.img_size)
     rows = [{"model": name, "params": params(model), "macs": macs(model, shape)} for name, model in models.items()]
     if args.compile:
@@ -107,7 +115,6 @@ def main() -> None:
             f"{row['speed_ratio']:.2f} |"
         )
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": where, "models": rows}, indent=2) + "\n"
         write_atomically(args.json, lambda file: file.write(text.encode()))
 

@@ -1,5 +1,6 @@
 """What a model costs by counting: multiply-accumulates and parameters, on meta tensors."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,17 +32,18 @@ def macs(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) ->
         MACs for the whole batch.
     """
     model = unwrap_model(model)
-    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    state = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
+    with _evaluating(model), torch.no_grad(), counter:
         functional_call(model, state, (_example(model, input).to("meta"),))
     return counter.get_total_flops() // 2
 
 
 def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None, max_depth: int = 3) -> str:
-    """Parameters and MACs of every submodule as a text table, by fvcore; it runs the model once on its device.
+    """Parameters and MACs of every submodule as a text table, by fvcore; it runs the model once.
 
-    Counts what :func:`macs` counts (fvcore calls a multiply-accumulate a flop).
+    A model on the meta device is run as an empty copy on the CPU. Counts what :func:`macs` counts (fvcore calls a
+    multiply-accumulate a flop).
 
     Args:
         model: Any module; DDP and compile wrappers are looked through.
@@ -57,8 +59,11 @@ def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = No
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("cost_table needs fvcore: pip install 'asvit-plugin[search]'") from error
     model = unwrap_model(model)
-    example = _example(model, input).to(next(model.parameters()).device)
-    with evaluating(model):
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model = copy.deepcopy(model).to_empty(device="cpu")
+    device = next((parameter.device for parameter in model.parameters()), None)
+    example = _example(model, input).to(device)
+    with _evaluating(model):
         analysis = FlopCountAnalysis(model, example)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
@@ -88,6 +93,8 @@ def _attention_macs(inputs: list, outputs: list) -> int:
 def _example(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> torch.Tensor:
     if isinstance(input, torch.Tensor):
         return input
+    if input is None and not hasattr(model, "pretrained_cfg"):
+        raise ValueError(f"input is None, and a {type(model).__name__} names no input size: give a tensor or a shape")
     shape = tuple(get_model_input_config(model)["input_size"] if input is None else input)
     if len(shape) not in (3, 4) or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(f"input is {input!r}; it must be a tensor, or the shape (C, H, W) or (B, C, H, W) of one")
@@ -96,7 +103,7 @@ def _example(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> to
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; every submodule's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -19,9 +19,10 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = Fal
     except _READ_ERRORS as error:
         if not pretrained:
             raise
-        overlay = kwargs.get("pretrained_cfg_overlay") or {}
-        source = overlay.get("file") or overlay.get("hf_hub_id") or overlay.get("url") or "its default source"
-        raise ValueError(f"pretrained weights of {variant} cannot be loaded from {source}: {_reason(error)}") from error
+        cfg = {**_as_dict(kwargs.get("pretrained_cfg")), **(kwargs.get("pretrained_cfg_overlay") or {})}
+        source = cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url") or "its default source"
+        reason = _why_unreadable(error) if cfg.get("file") else _one_line(error)
+        raise ValueError(f"pretrained weights of {variant} cannot be loaded from {source}: {reason}") from error
 
 
 def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -32,17 +33,34 @@ def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, in
     return size
 
 
-def _reason(error: Exception) -> str:
+def check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = _one_line(error)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, EOFError):
         return "the file is empty or cut off"
+    unsafe = text.partition("Unsupported globals: ")[2].partition(". No automatic")[0]
+    if unsafe:
+        return f"it holds objects that are not read for safety ({unsafe})"
+    readable = "Error(s) in loading" in text or "inconsistent with" in text  # what timm says of weights it could read
+    return text if readable else "it is no PyTorch or safetensors weight file"
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def require_full_cover(
-    state_dict: dict[str, Any], model: nn.Module, new: tuple[str, ...] = (), resampled: tuple[str, ...] = ()
-) -> None:
+def _as_dict(cfg: Any) -> dict[str, Any]:
+    return cfg if isinstance(cfg, dict) else cfg.to_dict() if hasattr(cfg, "to_dict") else {}
+
+
+def require_full_cover(state_dict: dict[str, Any], model: nn.Module, resampled: tuple[str, ...] = ()) -> None:
     """Refuse a state dict that leaves part of the model random, or brings tensors that the model has no place for.
 
     timm itself loads such a file silently once the number of classes differs. The classifier may be missing; the
@@ -51,7 +69,6 @@ def require_full_cover(
     Args:
         state_dict: Weights, already under the model's own names.
         model: The model they are meant for, with its ``pretrained_cfg``.
-        new: Names of parameters that the file need not hold.
         resampled: Names of parameters that the caller brings to the model's shape afterwards.
 
     Raises:
@@ -62,7 +79,7 @@ def require_full_cover(
     classifier = {f"{name}.{leaf}" for name in _classifiers(cfg) for leaf in ("weight", "bias")}
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in classifier}
     problems = {
-        "it lacks": [name for name in wanted if name not in state_dict and name not in new],
+        "it lacks": [name for name in wanted if name not in state_dict],
         "the model has no": [name for name in state_dict if name not in wanted and name not in classifier],
         "of another shape are": [
             f"{name} {_shape(state_dict[name])} for {_shape(shape)}"

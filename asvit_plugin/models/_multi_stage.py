@@ -7,6 +7,8 @@ from torch import nn
 
 from ._timm_private import feature_take_indices
 
+WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")  # timm's names
+
 
 class MultiStageModel(nn.Module):
     """A model with ``stages`` (each with ``blocks`` and ``downsample``), ``norm``, and ``feature_info`` by stage."""

@@ -31,8 +31,8 @@ from ..layers import (
     window_partition,
     window_reverse,
 )
-from ._build import build_model, check_img_size
-from ._multi_stage import MultiStageModel
+from ._build import build_model, check_choice, check_img_size
+from ._multi_stage import WEIGHT_INITS, MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
@@ -129,7 +129,7 @@ class AsViT(MultiStageModel):
         proj_drop_rate: Dropout after attention's projection and inside the MLPs.
         attn_drop_rate: Dropout on attention weights.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks.
-        weight_init: "" for the authors' initialisation, "skip" for PyTorch's defaults.
+        weight_init: "" for the authors' initialisation, "skip" for none, where weights are loaded next.
         device: Where parameters are made.
         dtype: Type of the parameters.
 
@@ -161,8 +161,10 @@ class AsViT(MultiStageModel):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        if window_policy not in WINDOW_POLICIES:
-            raise ValueError(f"window_policy is {window_policy!r}; it must be one of {', '.join(WINDOW_POLICIES)}")
+        check_choice("window_policy", window_policy, WINDOW_POLICIES)
+        check_choice("weight_init", weight_init, WEIGHT_INITS)
+        if not isinstance(stem_stride, int) or stem_stride < 1:
+            raise ValueError(f"stem_stride is {stem_stride!r}; it must be a whole number of pixels of at least 1")
         gene = AsViTGenotype.parse(genotype)
         self.genotype = str(gene)
         self.in_chans = in_chans
@@ -266,8 +268,7 @@ class AsViT(MultiStageModel):
         """
         if patch_size is not None and to_2tuple(patch_size) != to_2tuple(self.stem_stride):
             raise ValueError(f"patch_size is {patch_size}; As-ViT's stem keeps its stride of {self.stem_stride} pixels")
-        if window_policy is not None and window_policy not in WINDOW_POLICIES:
-            raise ValueError(f"window_policy is {window_policy!r}; it must be one of {', '.join(WINDOW_POLICIES)}")
+        check_choice("window_policy", window_policy or self.window_policy, WINDOW_POLICIES)
         if img_size is not None:
             img_size = check_img_size("img_size", img_size)
             self._check_splits(img_size)
@@ -277,7 +278,7 @@ class AsViT(MultiStageModel):
             with torch.no_grad():
                 table = resample_pos_embed(self.pos_embed, *self.grid_size)
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        self.set_tokenization()
+        self.set_tokenization(self.patch_embed.stride, self.patch_embed.proj.dilation[0])  # a schedule's phase stays
         update_model_input_size(self, self.img_size, window_policy=window_policy)
 
     # Weights ------------------------------------------------------------------------------------------------------

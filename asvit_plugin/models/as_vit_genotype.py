@@ -111,10 +111,9 @@ _MEANING = {"K": "kernel size", "S": "window split", "E": "MLP ratio", "L": "dep
 
 
 def _whole(field: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"genotype field {field} is {text!r}; it must be a whole number, as in {_NOTATION}") from None
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ValueError(f"genotype field {field} is {text!r}; it must be a whole number, as in {_NOTATION}")
+    return int(text)
 
 
 def _check(field: str, value: int, smallest: int) -> None:

@@ -15,8 +15,8 @@ from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
 from ..layers import add_pos_embed, resample_pos_embed
-from ._build import build_model, check_img_size
-from ._multi_stage import MultiStageModel
+from ._build import build_model, check_choice, check_img_size
+from ._multi_stage import WEIGHT_INITS, MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage
 from .vit_resnas_genotype import PATCH_SIZE, NetworkDef
@@ -80,7 +80,7 @@ class ViTResNAS(MultiStageModel):
         proj_drop_rate: Dropout after attention's projection and inside the MLPs.
         attn_drop_rate: Dropout on attention weights.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks, also removed ones.
-        weight_init: "" for the authors' initialisation, "skip" for PyTorch's defaults.
+        weight_init: "" for the authors' initialisation, "skip" for none, where weights are loaded next.
         device: Where parameters are made.
         dtype: Type of the parameters.
 
@@ -112,6 +112,7 @@ class ViTResNAS(MultiStageModel):
         super().__init__()
         if distilled and patch_head:
             raise ValueError("patch_head is True with distilled=True; a net has one or the other")
+        check_choice("weight_init", weight_init, WEIGHT_INITS)
         net = NetworkDef.parse(network_def)
         self.network_def = str(net)
         self.in_chans = in_chans

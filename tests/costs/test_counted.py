@@ -52,6 +52,16 @@ def test_default_input_is_the_models_own() -> None:
     assert macs(model) == macs(model, (1, 1, 256, 256)) > macs(model, (1, 224, 224))
 
 
+def test_attention_pooling_counts() -> None:
+    model = timm.create_model("test_vit3", img_size=64)  # its pooling query is expanded from a parameter
+    assert macs(model, (2, 3, 64, 64)) == 2 * macs(model, (3, 64, 64)) > 0
+
+
+def test_no_input_for_a_model_without_one() -> None:
+    with pytest.raises(ValueError, match="a Linear names no input size"):
+        macs(nn.Linear(3, 3))
+
+
 def test_shared_parameters_count_once() -> None:
     layer = nn.Linear(4, 4)
     assert params(nn.Sequential(layer, layer)) == 20
@@ -88,3 +98,10 @@ def test_table_shows_the_same_total_as_the_count(name: str) -> None:
     unit = {"K": 1e3, "M": 1e6, "G": 1e9}
     figures = [float(text.strip()[:-1]) * unit[text.strip()[-1]] for text in total[2:4]]
     assert figures == pytest.approx([params(model), macs(model, (1, 3, 64, 64))], rel=1e-3)
+
+
+def test_table_of_a_meta_model() -> None:
+    pytest.importorskip("fvcore")
+    real, meta = (timm.create_model("as_vit", **MODELS["as_vit"], device=device) for device in ("cpu", "meta"))
+    assert cost_table(meta) == cost_table(real)
+    assert all(parameter.is_meta for parameter in meta.parameters())

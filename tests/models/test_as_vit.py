@@ -180,3 +180,11 @@ def test_refused_resize_leaves_the_model_as_it_was(kwargs: dict, words: str) -> 
     assert model.img_size == (64, 64)
     model.set_input_size()
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("stem_stride", 0), ("stem_stride", -1), ("stem_stride", 2.0), ("weight_init", "zzz")]
+)
+def test_bad_arguments_are_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is {value!r}; it must be"):
+        tiny(**{field: value})

@@ -107,6 +107,7 @@ REFUSED = {
     "ratio_0": ("8,2,0|4,1,2|4,1,4|4,1,6|32", r"E1 \(MLP ratio\) is 0"),
     "depth_0": ("8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,0|32,88", r"L4 \(depth\) is 0"),
     "negative": ("8,-2,3|4,1,2|4,1,4|4,1,6|32", r"S1 \(window split\) is -2"),
+    "underscore": ("8_0,2,3|4,1,2|4,1,4|4,1,6|32", "K1 is '8_0'; it must be a whole number"),
     "float": ("8,2,3.5|4,1,2|4,1,4|4,1,6|32", "E1 is '3.5'; it must be a whole number"),
     "text": ("8,2,3|4,one,2|4,1,4|4,1,6|32", "S2 is 'one'; it must be a whole number"),
     "heads_4": ("8,2,3|4,1,2|4,1,4|4,1,6|4", r"H \(heads of the last stage\) is 4; .* at least 8"),

@@ -106,6 +106,19 @@ def test_compiles_at_most_twice_for_all_sizes(window_policy: str, sizes: list[tu
     assert counter.frame_count <= 2
 
 
+def test_compiles_at_most_twice_for_single_images() -> None:
+    """With merges of 2 or 3, torch guards on the size that its CPU convolution changes kernels at (see the docs)."""
+    torch._dynamo.reset()
+    model = tiny(genotype="4,2,2|4,2,2|4,1,2|4,1,2|8,8")
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for size in SIZES:
+            x = torch.randn(1, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count <= 2
+
+
 @pytest.mark.parametrize("window_policy, sizes", COMPILED)
 def test_export_with_dynamic_batch_and_size(window_policy: str, sizes: list[tuple[int, int]]) -> None:
     model = tiny(genotype=SHALLOW, window_policy=window_policy, pretrain_img_size=32)

@@ -185,6 +185,22 @@ def test_saved_macs_by_hand_and_the_model_stays_in_its_phase() -> None:
     assert model.patch_embed.stride == 8
 
 
+def test_saved_macs_of_a_vit_that_pools_by_attention() -> None:
+    schedule = ProgressiveTokenization(timm.create_model("vit_base_patch16_siglip_224", device="meta"))
+    assert 0.3 < schedule.saved_fraction() < 0.4
+
+
+def test_resizing_in_a_phase_keeps_the_phase() -> None:
+    model = make(img_size=64).eval()
+    schedule = ProgressiveTokenization(model)
+    schedule.step(0.0)
+    model.set_input_size(128)
+    assert model.patch_embed.proj.stride == (16, 16)
+    assert model.pos_embed.shape[1:3] == (32, 32)
+    schedule.step(1.0)
+    assert model.forward_features(torch.zeros(1, 3, 128, 128)).shape[1] == 4
+
+
 def test_own_phases() -> None:
     schedule = ProgressiveTokenization(make(), phases=[(0.5, 8, 1), Phase(0.75, 6, 1), [1, 4]])
     assert schedule.phases == [Phase(0.5, 8, 1), Phase(0.75, 6, 1), Phase(1.0, 4, 1)]

@@ -34,6 +34,9 @@ def test_times_models_in_turn_and_writes_json(tmp_path: Path) -> None:
     [
         (["no_such_model"], "'no_such_model' is no timm model"),
         (["test_vit", "--rounds", "0"], "--rounds is 0; it must be at least 1"),
+        (["as_vit", "--img-size", "1"], "genotype field S1 (window split) is 2; at img_size (1, 1)"),
+        (["test_vit", "--device", "toaster"], "toaster"),
+        (["test_vit", "--json", "/dev/null/figures.json"], "/dev/null"),
         (["test_vit", "--img-size", "many"], "argument --img-size: invalid int value: 'many'"),
     ],
 )
