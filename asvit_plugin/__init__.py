@@ -1,7 +1,7 @@
 """Efficient vision-transformer backbones as ordinary timm models; importing this package registers them."""
 
 from ._version import __version__
-from .models import AsViT, AsViTGenotype, NetworkDef, ViTResNAS
+from .models import AsViT, AsViTGenotype, NetworkDef, ScaledViT, ViTResNAS
 from .schedules import Phase, ProgressiveTokenization
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "NetworkDef",
     "Phase",
     "ProgressiveTokenization",
+    "ScaledViT",
     "ViTResNAS",
     "__version__",
 ]

@@ -12,6 +12,7 @@ import asvit_plugin.models
 # Per family (file of asvit_plugin.models): arguments that make any of its models run in milliseconds.
 CHEAP: dict[str, dict[str, Any]] = {
     "as_vit": dict(genotype="5,2,2,1|2,2,3,2|3,1,2,2|4,1,2,1|8,8", img_size=64),
+    "scaled_vit": dict(depth=4, num_heads=2, head_dim=8, mlp_ratio=2, img_size=64),
     "vit_resnas": dict(
         network_def="((4, 16), (1, (16, 2, 8), (16, 32), 1), (3, 16, 24), (1, (24, 3, 4), (24, 40), 1), "
         "(1, (24, 3, 8), (24, 40), 1), (3, 24, 32), (1, (32, 4, 8), (32, 64), 0), (1, (32, 4, 8), (32, 64), 1), "

@@ -1,0 +1,146 @@
+"""Plain vision transformers whose shape is all parameters: what scaling strategies move along.
+
+At DeiT's shapes they are timm's ViT, weights included. The question is that of Li et al., "An Investigation on
+Hardware-Aware Vision Transformer Scaling" (doi 10.1145/3611387): depth, heads, head width, MLP ratio, image and patch
+size are free, heads and MLP ratios also block by block. No shape of theirs is claimed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Attention
+from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import nn
+
+from ._build import build_model, check_img_size, require_full_cover
+
+
+class ScaledViT(VisionTransformer):
+    """timm's ViT with heads and MLP ratio per layer, and a head width that is free of the embedding width.
+
+    Takes images of any size (timm's ``dynamic_img_size`` and ``dynamic_img_pad`` are on unless told otherwise).
+
+    Args:
+        depth: Blocks.
+        embed_dim: Channels of a token; None for ``num_heads * head_dim``.
+        num_heads: Attention heads, one number or one per block.
+        head_dim: Channels per head.
+        mlp_ratio: Hidden width of the MLPs over ``embed_dim``, one number or one per block.
+        img_size: Nominal image size in pixels, one number or (height, width).
+        patch_size: Side of a patch in pixels.
+        kwargs: Further arguments of timm's ``VisionTransformer``.
+
+    Raises:
+        ValueError: naming the argument that is out of range or has not one value per block.
+    """
+
+    def __init__(
+        self,
+        depth: int = 12,
+        embed_dim: int | None = None,
+        num_heads: int | Sequence[int] = 3,
+        head_dim: int = 64,
+        mlp_ratio: float | Sequence[float] = 4.0,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        for field, value in (("depth", depth), ("head_dim", head_dim), ("patch_size", patch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} is {value!r}; it must be a whole number of at least 1")
+        heads = per_block("num_heads", num_heads, depth, int)
+        ratios = per_block("mlp_ratio", mlp_ratio, depth, float)
+        if embed_dim is None:
+            if len(set(heads)) > 1:
+                raise ValueError(f"num_heads is {num_heads!r}; where blocks differ in heads, embed_dim must be given")
+            embed_dim = heads[0] * head_dim
+
+        def make_block(depth: int, num_heads: int, mlp_ratio: float, **block_kwargs: Any) -> nn.Module:
+            block = Block(num_heads=1, mlp_ratio=ratios[depth], depth=depth, **block_kwargs)
+            block.attn = Attention(num_heads=heads[depth], attn_head_dim=head_dim, **_attention_kwargs(block_kwargs))
+            return block
+
+        super().__init__(
+            img_size=check_img_size("img_size", img_size),
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=heads[0],
+            mlp_ratio=ratios[0],
+            block_fn=make_block,
+            **{"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs},
+        )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that should not decay; timm's list also has tokens that a model lacks."""
+        return super().no_weight_decay() & {name for name, _ in self.named_parameters()}
+
+
+def _attention_kwargs(block_kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("dim", "qkv_bias", "qk_norm", "proj_bias", "attn_drop", "proj_drop", "norm_layer", "device", "dtype")
+    return {**{name: block_kwargs[name] for name in names}, "scale_norm": block_kwargs["scale_attn_norm"]}
+
+
+def per_block(field: str, value: Any, depth: int, kind: type[int] | type[float]) -> list[Any]:
+    """One positive number for every block, from one for all or one for each."""
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * depth
+    numbers = (int,) if kind is int else (int, float)
+    if len(values) != depth:
+        raise ValueError(f"{field} has {len(values)} values; depth is {depth}, so it must have one or {depth}")
+    if not all(isinstance(each, numbers) and not isinstance(each, bool) and each > 0 for each in values):
+        raise ValueError(f"{field} is {value!r}; it must be positive {'whole ' if kind is int else ''}numbers")
+    return values
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
+    """timm's own for ViTs (positions and patches are resampled), and a file must cover the model.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    state_dict = vit_checkpoint_filter_fn(state_dict, model)
+    require_full_cover(state_dict, model)
+    return state_dict
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({"scaled_vit": _cfg()})
+
+
+@register_model
+def scaled_vit(pretrained: bool = False, **kwargs: Any) -> ScaledViT:
+    """A plain ViT of any shape: ``depth, embed_dim, num_heads, head_dim, mlp_ratio, img_size, patch_size``.
+
+    The default is DeiT-Tiny's shape: 5,717,416 parameters, 1.25 GMACs at 224.
+    """
+    feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter", **kwargs.pop("feature_cfg", {}))
+    return build_model(
+        ScaledViT,
+        "scaled_vit",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
