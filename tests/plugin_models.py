@@ -1,13 +1,12 @@
 """The plugin's models as timm lists them, and a cheap version of each for tests that run it."""
 
-import pkgutil
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-import asvit_plugin.models
+from asvit_plugin.models import FAMILIES
 
 # Per family (file of asvit_plugin.models): arguments that make any of its models run in milliseconds.
 CHEAP: dict[str, dict[str, Any]] = {
@@ -22,12 +21,7 @@ CHEAP: dict[str, dict[str, Any]] = {
 }
 IMAGE_SIZE = 64
 
-MODELS = {
-    name: family.name
-    for family in pkgutil.iter_modules(asvit_plugin.models.__path__)
-    if timm.list_modules().count(family.name)
-    for name in timm.list_models(module=family.name)
-}
+MODELS = {name: family for family in FAMILIES for name in timm.list_models(module=family)}
 
 
 def cheap(name: str, **kwargs: Any) -> nn.Module:

@@ -8,7 +8,6 @@ pytest's exit code is passed on, and it is a failure if no test was run.
 
 import argparse
 import os
-import pkgutil
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import timm
 
-import asvit_plugin.models
+from asvit_plugin import list_models
 
 LARGER = ("as_vit_base", "as_vit_large", "vit_resnas_small", "vit_resnas_medium")  # the code of smaller ones
 HERE = Path(__file__).parent
@@ -39,13 +38,6 @@ def fetch_timm_source(version: str) -> Path:
     return folder
 
 
-def model_names(include_larger: bool) -> list[str]:
-    """The models of every family of this package."""
-    families = [family.name for family in pkgutil.iter_modules(asvit_plugin.models.__path__)]
-    names = [name for family in families if family in timm.list_modules() for name in timm.list_models(module=family)]
-    return [name for name in names if include_larger or name not in LARGER]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--all", action="store_true", help=f"also the larger models ({', '.join(LARGER)})")
@@ -58,7 +50,7 @@ def main() -> int:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         "TIMM_PLUGIN_MODULES": "asvit_plugin",
-        "TIMM_PLUGIN_MODELS": ",".join(model_names(args.all)),
+        "TIMM_PLUGIN_MODELS": ",".join(name for name in list_models() if args.all or name not in LARGER),
     }
     environment.pop("TORCH_BACKEND", None)  # timm's tests would import what it names
     pytest = [sys.executable, "-m", "pytest", "-p", "timm_plugin_tests", "-p", "no:cacheprovider"]
