@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from checkpoints import load_weights, read_foreign
 from data import count_classes, data_arguments, make_eval_loader, make_train_loader, open_dataset
 from engine import Process, Training, make_autocast
 from options import DataOptions, ModelOptions, TrainOptions
@@ -26,31 +27,31 @@ def make_process(device: str) -> Process:
     """Joins the other processes of this run, where `torchrun` started some.
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: There is no such device, or one cannot compute on it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = SimpleNamespace(device=str(torch.device(device)))
         init_distributed_device(place)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device is {device!r}; {error}") from error
+        torch.zeros(1, device=place.device).item()  # some devices have a name only, or no values
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"--device is {device!r}; {_first_line(error)}") from error
     return Process(torch.device(place.device), place.rank, place.world_size)
 
 
-def make_model(options: ModelOptions, num_classes: int | None, checkpoint_path: str = "") -> nn.Module:
+def make_model(options: ModelOptions, num_classes: int | None) -> nn.Module:
     """Builds the model that the options name.
 
     Args:
         options: Model, input and regularisation options; `model_kwargs` win over the named ones.
         num_classes: Classes of the data; None keeps the model's own.
-        checkpoint_path: Weights that must cover the model completely.
 
     Returns:
         The model on the CPU. `timm.models.get_model_args(model)` are the arguments that rebuild it.
 
     Raises:
-        ValueError: There is no such model, it does not take these arguments, or the weights do not fit.
+        ValueError: There is no such model, or it does not take these arguments.
     """
     kwargs = {
         "num_classes": num_classes,
@@ -61,20 +62,20 @@ def make_model(options: ModelOptions, num_classes: int | None, checkpoint_path: 
     } | options.model_kwargs
     try:
         try:
-            return _create(options, kwargs, checkpoint_path)
+            return _create(options, kwargs)
         except TypeError as error:  # convolutional nets have no nominal size, and fit any
             if "img_size" not in str(error) or "img_size" in options.model_kwargs:
                 raise
-            return _create(options, kwargs | {"img_size": None}, checkpoint_path)
+            return _create(options, kwargs | {"img_size": None})
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ValueError(f"cannot build --model {options.model!r}: {_first_line(error)}") from error
 
 
-def _create(options: ModelOptions, kwargs: dict[str, Any], checkpoint_path: str) -> nn.Module:
+def _create(options: ModelOptions, kwargs: dict[str, Any]) -> nn.Module:
     """Lets timm reconcile the arguments with the named model or folder, and build it."""
     arguments = resolve_model_input_args(options.model, {"in_chans": options.in_chans}, **kwargs)
     has_source = parse_model_name(options.model)[0] is not None
-    return timm.create_model(**arguments, pretrained=options.pretrained or has_source, checkpoint_path=checkpoint_path)
+    return timm.create_model(**arguments, pretrained=options.pretrained or has_source)
 
 
 def make_training(options: TrainOptions, process: Process) -> Training:
@@ -85,14 +86,16 @@ def make_training(options: TrainOptions, process: Process) -> Training:
     """
     train_set, eval_set = open_dataset(options, training=True), open_dataset(options, training=False)
     random_seed(options.seed)
-    model = make_model(options, count_classes(options, train_set, eval_set), options.initial_checkpoint)
+    model = make_model(options, count_classes(options, train_set, eval_set))
+    if options.initial_checkpoint:
+        load_weights(model, read_foreign(options.initial_checkpoint), options.initial_checkpoint)
     data_config = make_data_config(options, model)
     distributed = process.world_size > 1
     train_loader = make_train_loader(train_set, data_config, options, process.device, distributed)
     eval_loader = make_eval_loader(eval_set, data_config, options, process.device, distributed)
     place_model(model, options, process)
     if options.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        turn_on_checkpointing(model, options.model)
     optimizer = make_optimizer(options, model)
     ema = (
         ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
@@ -102,6 +105,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
     lr_scheduler, epochs = make_lr_scheduler(options, optimizer, len(train_loader))
     copies = () if ema is None else (ema.module,)
     schedule = make_schedule(model, options.phases, epochs, copies) if options.progressive_tokenization else None
+    saved_fraction = None if schedule is None else schedule.saved_fraction(data_config["input_size"])
     mixes = options.mixup > 0 or options.cutmix > 0
     return Training(
         options,
@@ -124,6 +128,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
         eval_loader=eval_loader,
         data_config=data_config,
         epochs=epochs,
+        saved_fraction=saved_fraction,
     )
 
 
@@ -150,6 +155,14 @@ def wrap_model(model: nn.Module, options: ModelOptions, process: Process) -> nn.
         ids = [process.device.index] if process.device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=ids)
     return model
+
+
+def turn_on_checkpointing(model: nn.Module, name: str) -> None:
+    """Raises ValueError where the model cannot recompute its activations."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"--grad-checkpointing is on; --model {name!r} does not support it") from error
 
 
 def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
@@ -202,7 +215,7 @@ def make_schedule(
     return schedule
 
 
-def in_last_phase(schedule: Any, progress: float) -> bool:
+def in_last_phase(schedule: asvit_plugin.ProgressiveTokenization | None, progress: float) -> bool:
     """Whether the model is at full resolution: results before that do not count as the best."""
     return schedule is None or schedule.phase_at(progress) == schedule.phases[-1]
 

@@ -3,13 +3,14 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import torch
 from options import DataOptions, RecipeOptions
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
 from timm.data.auto_augment import NAME_TO_OP, posterize
 from timm.data.readers.reader import Reader
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 DIGITS_STATISTICS = {"mean": [0.305], "std": [0.376]}
 
@@ -46,11 +47,22 @@ class ReaderDigits(Reader):
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **options: object) -> Image.Image:
-    """timm's posterize asks for 0 bits at the end of its scale, which Pillow 13 refuses: training would stop there."""
+    """timm's posterize, keeping at least 1 bit."""
     return posterize(image, max(bits_to_keep, 1), **options)
 
 
-NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", "PosterizeIncreasing"), _posterize))
+def _refuses_zero_bits() -> bool:
+    """Whether this Pillow cannot keep 0 bits of an image."""
+    try:
+        ImageOps.posterize(Image.new("L", (1, 1)), 0)
+    except ValueError:
+        return True
+    return False
+
+
+# Needed by timm 1.0.31 with Pillow 13 and later: timm asks for 0 bits at the end of its scale, which Pillow refuses.
+if _refuses_zero_bits():
+    NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", "PosterizeIncreasing"), _posterize))
 
 
 def open_dataset(options: DataOptions, training: bool) -> Dataset:
@@ -66,10 +78,12 @@ def open_dataset(options: DataOptions, training: bool) -> Dataset:
     Raises:
         ValueError: The data is not there or cannot be read.
     """
+    root = options.data_dir or ("" if options.data == "digits" else options.data)
+    if options.class_map and not any(Path(folder, options.class_map).is_file() for folder in ("", root)):
+        raise ValueError(f"--class-map is {options.class_map!r}; allowed is the path of a file")
     mode = "L" if options.in_chans == 1 else "RGB"
     if not options.dataset and options.data_dir is None and options.data == "digits":
         return ImageDataset("", reader=ReaderDigits(training), input_img_mode=mode)
-    root = options.data_dir or ("" if options.data == "digits" else options.data)
     split = options.train_split if training else options.val_split
     if not options.dataset:
         _check_folder(root, options)
@@ -88,7 +102,7 @@ def open_dataset(options: DataOptions, training: bool) -> Dataset:
             input_key=options.input_key,
             target_key=options.target_key,
         )
-    except (ImportError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # each reader brings a library with exceptions of its own
         raise ValueError(
             f"cannot read split {split!r} of {options.dataset or root!r}: {type(error).__name__} {error}"
         ) from error
@@ -126,8 +140,12 @@ def make_train_loader(
     """Loader of augmented training batches, `(images, labels)` on the device.
 
     Raises:
-        ValueError: There are fewer images than one batch holds.
+        ValueError: There are fewer images than one batch holds, or they cannot be repeated.
     """
+    if options.aug_repeats and (not distributed or isinstance(dataset, IterableDataset)):
+        raise ValueError(
+            f"--aug-repeats is {options.aug_repeats}; allowed is 0 in a single process and with datasets that stream"
+        )
     without_test_crop = {key: value for key, value in data_config.items() if key not in ("crop_pct", "crop_mode")}
     loader = create_loader(
         dataset,
@@ -194,7 +212,7 @@ def _check_folder(root: str, options: DataOptions) -> None:
             raise ValueError(f"the data folder {root!r} has no folder for the split {split!r}")
 
 
-def _png(pixels) -> bytes:
+def _png(pixels: np.ndarray) -> bytes:
     """PNG file of an array of grey levels from 0 to 16."""
     file = io.BytesIO()
     Image.fromarray((pixels * (255 / 16)).astype("uint8")).save(file, format="png")

@@ -28,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+import asvit_plugin
+
 Autocast = Callable[[], AbstractContextManager]
 
 
@@ -47,7 +49,7 @@ class Training:
     process: Process
     model: nn.Module
     ema: ModelEmaV3 | None
-    schedule: object | None
+    schedule: asvit_plugin.ProgressiveTokenization | None
     loss: nn.Module
     mixup: Mixup | None
     optimizer: torch.optim.Optimizer
@@ -58,6 +60,7 @@ class Training:
     eval_loader: DataLoader
     data_config: dict[str, object]
     epochs: int
+    saved_fraction: float | None  # part of the training MACs that the schedule saves
 
     @property
     def updates_per_epoch(self) -> int:

@@ -4,6 +4,7 @@ Every option can be given on the command line (`--drop-path 0.1` or `--drop_path
 (`--config recipe.yaml`, with underscores); what comes later on the command line wins.
 """
 
+import math
 import re
 import sys
 from argparse import ArgumentError
@@ -14,9 +15,12 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 import docstring_parser
 import jsonargparse
 from timm.data import str_to_interp_mode
-from timm.optim import list_optimizers
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.optim import get_optimizer_info, list_optimizers
 
 Numbers = list[float]
+FILTERS = "nearest, bilinear, bicubic or another filter of PIL"
+READERS = ("hfds", "hfids", "tfds", "wds", "torch")
 Section = TypeVar("Section", bound="DataOptions")
 
 
@@ -85,17 +89,28 @@ class DataOptions:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            self.demand(each.name, _is_finite, "finite numbers only")
         for name in ("batch_size", "validation_batch_size", "img_size", "num_classes"):
             self.demand(name, lambda value: value >= 1, "a whole number from 1 up")
         self.demand("workers", lambda value: value >= 0, "a whole number from 0 up")
         self.demand("in_chans", lambda value: value in (1, 3), "1 or 3")
         self.demand("crop_pct", lambda value: 0 < value <= 1, "above 0 and at most 1")
         self.demand("std", lambda value: all(v > 0 for v in value), "one or more numbers above 0")
+        self.demand("interpolation", lambda value: not value or _known(str_to_interp_mode, value), FILTERS)
         self.demand(
-            "interpolation",
-            lambda value: not value or _known(str_to_interp_mode, value),
-            "nearest, bilinear, bicubic or another filter of PIL",
+            "dataset",
+            lambda value: not value or (value.partition("/")[0].lower() in READERS and value.partition("/")[2]),
+            f"one of {', '.join(f'{reader}/NAME' for reader in READERS)}",
         )
+        self._demand_no_conflict()
+
+    def _demand_no_conflict(self) -> None:
+        """Raises ValueError if `model_kwargs` says what an option says, which the data would not know."""
+        for name, value in self.model_kwargs.items():
+            option = getattr(self, name) if name == "img_size" else None
+            if name in ("num_classes", "in_chans") or option not in (None, value):
+                raise ValueError(f"--model-kwargs.{name} is {value!r}; give --{name.replace('_', '-')} instead")
 
     def demand(self, name: str, allowed: Any, sentence: str) -> None:
         """Raises ValueError naming the option, its value and what is allowed, unless it is None or allowed."""
@@ -261,9 +276,28 @@ class RecipeOptions(ModelOptions):
             self.demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         for name in ("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob"):
             self.demand(name, lambda value: 0 <= value <= 1, "a probability from 0 to 1")
-        for name in ("scale", "ratio", "opt_betas"):
-            self.demand(name, lambda value: len(value) >= 2, "two numbers")
-        self.demand("opt", lambda value: value.lower() in list_optimizers(), "a name in timm.optim.list_optimizers()")
+        self.demand("opt_betas", lambda value: len(value) >= 2, "two numbers")
+        self.demand(
+            "scale",
+            lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+            "two rising numbers above 0 and at most 1",
+        )
+        self.demand("ratio", lambda value: len(value) == 2 and 0 < value[0] <= value[1], "two rising numbers above 0")
+        self.demand(
+            "train_interpolation",
+            lambda value: value == "random" or _known(str_to_interp_mode, value),
+            f"random, {FILTERS}",
+        )
+        self.demand(
+            "aa",
+            lambda value: not value or _known(_make_policy, value),
+            "a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m3 or original",
+        )
+        self.demand(
+            "opt",
+            lambda value: value.lower() in list_optimizers() and not get_optimizer_info(value.lower()).second_order,
+            "a name in timm.optim.list_optimizers() that needs first derivatives only (not adahessian)",
+        )
         if self.mixup or self.cutmix:
             self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
         if self.progressive_tokenization is None:
@@ -377,13 +411,28 @@ def _one_sentence(message: str, hints: dict[str, Any]) -> str:
     value = re.findall(r"(?:Given value|Got value): (.*)", message)
     hint = hints[key[1]]
     allowed = str(hint if get_args(hint) else hint.__name__).replace("typing.", "").replace(" | None", "")
+    if value and value[-1].lstrip("-") in ("nan", "inf"):
+        allowed = "finite numbers only"
     return f"--{key[1].replace('_', '-')} is {value[-1] if value else 'not valid'}; allowed is {allowed}"
 
 
 def _known(convert: Any, value: str) -> bool:
-    """Whether timm's table has this name."""
+    """Whether timm understands this name."""
     try:
         convert(value)
-    except (KeyError, ValueError):
+    except (AssertionError, KeyError, ValueError):
         return False
     return True
+
+
+def _make_policy(name: str) -> Any:
+    """The augmentation policy of this name, which timm chooses by how the name begins."""
+    if name.startswith("rand"):
+        return rand_augment_transform(name, {})
+    return augment_and_mix_transform(name, {}) if name.startswith("augmix") else auto_augment_transform(name, {})
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number, or each one in a list, is finite; anything else is."""
+    values = value if isinstance(value, list) else [value]
+    return all(math.isfinite(each) for each in values if isinstance(each, float))

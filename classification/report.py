@@ -7,6 +7,7 @@ with the weights: a resumed run writes the same files again from it.
 import csv
 import io
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ class Reporter:
         tensorboard: Whether to write TensorBoard events.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed.
+        ValueError: TensorBoard is asked for and not installed, or matplotlib is not.
     """
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], tensorboard: bool) -> None:
+        if find_spec("matplotlib") is None:  # said now: it is needed at the very end
+            raise ValueError("the curves need matplotlib: pip install matplotlib")
         self.folder = folder
         self.events = _open_events(folder, purge_step=len(history)) if tensorboard else None
         write_csv(history, folder / "summary.csv")

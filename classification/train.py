@@ -19,8 +19,10 @@ import torch.distributed
 import yaml
 from assembly import in_last_phase, make_process, make_training
 from checkpoints import (
+    RunState,
     check_same_run,
     find_resume,
+    load_part,
     load_weights,
     read_checkpoint,
     save_checkpoint,
@@ -121,11 +123,25 @@ def run_epoch(training: Training, epoch: int) -> dict[str, Any]:
 
 
 def open_folder(training: Training, folder: Path, history: History) -> Reporter:
-    """Makes the folder and writes down the options, as a file that `--config` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Makes the folder and writes down the options, as a file that `--config` reads.
+
+    A run that comes from another folder saves its checkpoint here too, so that the folder is complete from the start.
+
+    Raises:
+        ValueError: The folder cannot be written to, or a package for the report is missing.
+    """
     text = yaml.safe_dump(asdict(training.options), sort_keys=False)
-    write_atomically(folder / "args.yaml", lambda file: file.write(text.encode()))
-    return Reporter(folder, history, training.options.tensorboard)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "args.yaml", lambda file: file.write(text.encode()))
+        reporter = Reporter(folder, history, training.options.tensorboard)
+        if history and not (folder / "last.pth.tar").exists():
+            save(training, folder, history)
+        return reporter
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to --output and --experiment, {str(folder)!r}: {error.strerror or error}"
+        ) from error
 
 
 def save(training: Training, folder: Path, history: History) -> None:
@@ -134,19 +150,21 @@ def save(training: Training, folder: Path, history: History) -> None:
     `best` comes first: killed between the two, the run repeats the epoch and writes the same `best` again.
     """
     model = unwrap_model(training.model)
-    state = {
-        "epoch": len(history) - 1,
-        "epochs": training.epochs,
-        "arch": model.pretrained_cfg["architecture"],
-        "metric": history[-1]["top1"],
-        "version": 2,
-        "world_size": training.process.world_size,
-        "options": asdict(training.options),
-        "model_args": get_model_args(model),
-        "history": history,
-        "state_dict": model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-    }
+    state = vars(
+        RunState(
+            epoch=len(history) - 1,
+            epochs=training.epochs,
+            arch=model.pretrained_cfg["architecture"],
+            metric=history[-1]["top1"],
+            version=2,
+            world_size=training.process.world_size,
+            options=asdict(training.options),
+            model_args=get_model_args(model),
+            history=history,
+            state_dict=model.state_dict(),
+            optimizer=training.optimizer.state_dict(),
+        )
+    )
     if training.ema is not None:
         state["state_dict_ema"] = training.ema.module.state_dict()
     if training.scaler is not None:
@@ -168,11 +186,11 @@ def restore(training: Training, path: Path) -> History:
     state = read_checkpoint(path)
     check_same_run(state, asdict(training.options), training.process.world_size, path)
     load_weights(unwrap_model(training.model), state["state_dict"], path)
-    training.optimizer.load_state_dict(state["optimizer"])
+    load_part(training.optimizer, state, "optimizer", path)
     if training.ema is not None:
-        load_weights(training.ema.module, state["state_dict_ema"], path)
+        load_weights(training.ema.module, state.get("state_dict_ema", {}), path)
     if training.scaler is not None:
-        training.scaler.load_state_dict(state[training.scaler.state_dict_key])
+        load_part(training.scaler, state, training.scaler.state_dict_key, path)
     return state["history"]
 
 
@@ -181,9 +199,7 @@ def finish(training: Training, folder: Path, history: History) -> None:
     img_size = training.data_config["input_size"][-1]
     draw_curves(history, img_size, folder / "curves.png")
     export(training, folder)
-    schedule = training.schedule
-    saved = None if schedule is None else schedule.saved_fraction(training.data_config["input_size"])
-    print(closing_table(history, saved))
+    print(closing_table(history, training.saved_fraction))
     print(f"\neverything is in {folder}")
 
 

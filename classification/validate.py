@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from assembly import make_data_config, make_model, make_process, make_schedule, place_model
-from checkpoints import load_weights, read_checkpoint
+from checkpoints import load_weights, read_checkpoint, read_foreign
 from data import count_classes, make_eval_loader, open_dataset
 from engine import evaluate, make_autocast
 from options import ValidateOptions, exit_with, parse_options
-from timm.models import load_state_dict
 from torch import nn
 
 
@@ -88,25 +87,18 @@ def read_own(path: str) -> dict[str, Any] | None:
     try:
         return read_checkpoint(path)
     except ValueError:
-        read_foreign(path, use_ema=True)
+        read_foreign(path)
         return None
-
-
-def read_foreign(path: str, use_ema: bool) -> dict[str, torch.Tensor]:
-    """Weights from any file that timm reads."""
-    try:
-        weights = load_state_dict(path, use_ema=use_ema)
-        if weights and all(isinstance(value, torch.Tensor) for value in weights.values()):
-            return weights
-    except Exception:  # a damaged file fails in as many ways as there are places for the damage
-        pass
-    raise ValueError(f"the checkpoint {path!r} is missing, damaged, or holds no weights")
 
 
 def known_options(state: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint knows about its model and its data, as options."""
     saved, arguments = state["options"], dict(state["model_args"])
     named = {name: arguments.pop(name, None) for name in ("num_classes", "in_chans")}
+    if arguments.get("img_size") is not None:
+        named["img_size"] = _side(arguments["img_size"])
+        if named["img_size"]:
+            del arguments["img_size"]
     return saved | {
         "model": state["arch"],
         "model_kwargs": arguments,
@@ -118,6 +110,14 @@ def known_options(state: dict[str, Any]) -> dict[str, Any]:
         "compile": False,
         "device": "auto",
     }
+
+
+def _side(size: int | tuple[int, int]) -> int | None:
+    """Side of a square size; None for one that only `--model-kwargs.img_size` can say."""
+    if isinstance(size, int):
+        return size
+    height, width = size
+    return height if height == width else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Options: both spellings, flags with and without a value, recipes, and one sentence for every mistake."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import options
 import pytest
@@ -77,9 +78,36 @@ def test_recipes_parse(recipe):
         (["--progressive-tokenization", "--model", "test_resnet", "--img-size", "32"], ["ResNet"]),
         (["--progressive-tokenization", "--epochs", "1"], ["--epochs", "last phase"]),
         (["--resume", "nosuch.pth.tar"], ["nosuch.pth.tar"]),
+        (["--output", "/dev/null/x"], ["--output", "/dev/null/x", "Not a directory"]),
+        (["--aa", "nonsense"], ["--aa", "nonsense", "rand-m9"]),
+        (["--aa", "rand-m9-q5"], ["--aa", "rand-m9-q5"]),
+        (["--train-interpolation", "foo"], ["--train-interpolation", "foo", "random"]),
+        (["--scale", "-1", "-0.5"], ["--scale", "[-1.0, -0.5]", "above 0"]),
+        (["--scale", "1", "0.5"], ["--scale", "[1.0, 0.5]", "rising"]),
+        (["--ratio", "0", "0"], ["--ratio", "[0.0, 0.0]", "above 0"]),
+        (["--ratio", "1"], ["--ratio", "[1.0]", "two"]),
+        (["--aug-repeats", "3"], ["--aug-repeats", "3", "single process"]),
+        (["--model", "vgg11", "--img-size", "32", "--grad-checkpointing"], ["--grad-checkpointing", "vgg11"]),
+        (["--opt", "adahessian"], ["--opt", "adahessian", "first derivatives"]),
+        (["--model-kwargs.num_classes", "3"], ["--model-kwargs.num_classes", "3", "--num-classes"]),
+        (["--model-kwargs.in_chans", "3"], ["--model-kwargs.in_chans", "3", "--in-chans"]),
+        (["--model-kwargs.img_size", "32"], ["--model-kwargs.img_size", "32", "--img-size"]),
+        (["--model-kwargs.stem_stride", "0"], ["as_vit", "stem_stride", "0"]),
+        (["--device", "meta"], ["--device", "meta"]),
+        (["--class-map", "nofile.txt"], ["--class-map", "nofile.txt"]),
+        (["--dataset", "foo/bar"], ["--dataset", "foo/bar", "hfds/NAME"]),
+        (["--lr", "nan"], ["--lr", "nan", "finite"]),
+        (["--min-lr", "inf"], ["--min-lr", "inf", "finite"]),
+        (["--mean", "nan"], ["--mean", "nan", "finite"]),
     ],
 )
-def test_mistakes_give_one_sentence(argv, words, tmp_path, capfd, monkeypatch):
+def test_mistakes_give_one_sentence(
+    argv: list[str],
+    words: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     base = [] if "--model" in argv else TINY
     with pytest.raises(SystemExit) as stopped:

@@ -4,11 +4,14 @@ import csv
 import random
 import signal
 import time
+from pathlib import Path
 from shlex import split
+from typing import get_type_hints
 
 import pytest
 import torch
 import train
+from checkpoints import RunState, read_checkpoint
 from runs import TINY, start
 
 # Everything that draws random numbers or keeps a state: augmentation, erasing, mixing, depth, averages, phases.
@@ -117,6 +120,60 @@ def test_refuses_damaged_and_foreign_files(damage, finished, tmp_path, capfd):
     message = refusal(capfd, *TINY, "--output", str(tmp_path), "--resume", str(path))
     assert "bad.pth.tar" in message
     assert ("not written by train.py" if damage == "foreign" else "damaged") in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"epoch": None}, "'epoch' is no int"),
+        ({"epoch": 3}, "contradict"),
+        ({"epochs": 0}, "contradict"),
+        ({"arch": 1}, "'arch' is no str"),
+        ({"world_size": "1"}, "'world_size' is no int"),
+        ({"options": []}, "'options' is no dict"),
+        ({"options": {}}, "'options' is not complete"),
+        ({"history": {}}, "'history' is no list"),
+        ({"history": [1]}, "'history' is not complete"),
+        ({"model_args": None}, "'model_args' is no dict"),
+        ({"state_dict": {"a": 1}}, "'state_dict' holds"),
+        ({"state_dict_ema": 1}, "'state_dict_ema' holds"),
+        ({"state_dict_ema": {}}, "do not match the model"),
+        ({"optimizer": None}, "'optimizer' is no dict"),
+        ({"optimizer": {}}, "'optimizer' in the checkpoint"),
+    ],
+    ids=str,
+)
+def test_refuses_checkpoints_with_a_wrong_part(
+    change: dict, words: str, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.pth.tar"
+    torch.save(torch.load(finished / "last.pth.tar", weights_only=True) | change, path)
+    message = refusal(capfd, "--config", str(finished / "args.yaml"), "--resume", str(path))
+    assert "bad.pth.tar" in message
+    assert words in message
+
+
+def test_refuses_checkpoints_without_a_part(finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.pth.tar", weights_only=True)
+    assert set(get_type_hints(RunState)) | {"state_dict_ema"} == set(state)
+    for name in get_type_hints(RunState):
+        torch.save({key: value for key, value in state.items() if key != name}, tmp_path / "bad.pth.tar")
+        with pytest.raises(ValueError, match=f"bad.pth.tar.* was not written by train.py: '{name}' is missing"):
+            read_checkpoint(tmp_path / "bad.pth.tar")
+
+
+@pytest.mark.parametrize("source", ["last", "best"])
+def test_continues_in_another_folder(source: str, finished: Path, tmp_path: Path) -> None:
+    resume = ["--resume", str(finished / f"{source}.pth.tar"), "--output", str(tmp_path), "--experiment", "other"]
+    history = train.main(["--config", str(finished / "args.yaml"), *resume])
+    last = torch.load(tmp_path / "other" / "last.pth.tar", weights_only=True)
+    assert_same(torch.load(finished / "last.pth.tar", weights_only=True), last)
+    assert (tmp_path / "other" / "export" / "model.safetensors").exists()
+    assert last["history"] == history
+    assert last["options"]["experiment"] == "other"
+    best = torch.load(finished / "best.pth.tar", weights_only=True)
+    if source == "best" or best["epoch"] == last["epoch"]:
+        assert torch.load(tmp_path / "other" / "best.pth.tar", weights_only=True)["metric"] == best["metric"]
 
 
 def test_finished_run_is_left_alone(finished, capsys):

@@ -1,6 +1,7 @@
 """Training: it learns, its files are complete and others can read them, and timm's options do their work."""
 
 import csv
+from pathlib import Path
 from shlex import split
 
 import numpy as np
@@ -114,6 +115,58 @@ def test_loss_that_explodes_ends_with_one_sentence(tmp_path, capfd):
         train.main([*TINY, "--output", str(tmp_path), "--epochs", "2", "--opt", "sgd", "--lr", "1e30"])
     assert "the loss became" in capfd.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.glob("*/last.pth.tar"))
+
+
+def write_weights(kind: str, path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """Writes one of the files that people give as weights by mistake."""
+    head = "head.fc.weight"
+    contents = {
+        "list": [1, 2],
+        "foreign": {"some.weight": torch.zeros(2)},
+        "partial": {name: tensor for name, tensor in weights.items() if name != head},
+        "other classes": weights | {head: torch.zeros(3, weights[head].shape[1]), "head.fc.bias": torch.zeros(3)},
+    }
+    if kind in contents:
+        torch.save(contents[kind], path)
+    elif kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        path.write_bytes(b"no tensors")
+    elif kind != "missing":
+        path.write_bytes(b"no tensors" if kind == "text" else b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("text", "damaged or holds no weights"),
+        ("empty", "damaged or holds no weights"),
+        ("list", "damaged or holds no weights"),
+        ("safetensors", "damaged or holds no weights"),
+        ("missing", "there is no checkpoint"),
+        ("foreign", "which the file lacks"),
+        ("partial", "head.fc.weight, which the file lacks"),
+        ("other classes", "head.fc.bias of shape (3,) where the model has (10,)"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    kind: str, words: str, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = torch.load(finished / "last.pth.tar", weights_only=True)["state_dict"]
+    path = write_weights(kind, tmp_path / "weights.pth", weights)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*TINY, "--output", str(tmp_path), "--initial-checkpoint", str(path)])
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    assert str(path) in message
+    assert words in message
+
+
+def test_starts_from_weights(finished: Path, tmp_path: Path) -> None:
+    start = ["--initial-checkpoint", str(finished / "best.pth.tar"), "--lr", "1e-6", "--warmup-epochs", "0"]
+    history = train.main([*TINY, "--output", str(tmp_path), "--epochs", "1", *start])
+    best = torch.load(finished / "best.pth.tar", weights_only=True)  # its averaged weights are what is loaded
+    assert history[0]["top1"] == pytest.approx(best["metric"], abs=3)
 
 
 @pytest.mark.slow
