@@ -140,6 +140,12 @@ def find_resume(resume: str, folder: Path) -> Path | None:
     return last if exists else None
 
 
+def check_same_folder(checkpoint: Path, folder: Path) -> None:
+    """Raises ValueError if continuing a checkpoint of elsewhere would overwrite the run that the folder holds."""
+    if checkpoint.absolute().parent != folder.absolute() and os.path.exists(folder / "last.pth.tar"):
+        raise ValueError(f"the folder {str(folder)!r} holds another run already: choose another --experiment")
+
+
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path | str) -> None:
     """Loads weights that must cover the model exactly.
 

@@ -20,6 +20,7 @@ import yaml
 from assembly import in_last_phase, make_process, make_training
 from checkpoints import (
     RunState,
+    check_same_folder,
     check_same_run,
     find_resume,
     load_part,
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> History:
         checkpoint = find_resume(options.resume, folder)
         training = make_training(options, process)
         history = restore(training, checkpoint) if checkpoint else []
+        if checkpoint:
+            check_same_folder(checkpoint, folder)
         reporter = open_folder(training, folder, history) if process.rank == 0 else None
     except ValueError as error:
         exit_with(str(error))

@@ -182,3 +182,13 @@ def test_finished_run_is_left_alone(finished, capsys):
     assert len(history) == 6
     assert (finished / "last.pth.tar").stat().st_mtime_ns == before
     assert "wall time" in capsys.readouterr().out
+
+
+def test_refuses_a_folder_that_holds_another_run(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "last.pth.tar").write_bytes((finished / "last.pth.tar").read_bytes())
+    elsewhere = ["--output", str(tmp_path), "--experiment", "other", "--resume", str(finished / "last.pth.tar")]
+    message = refusal(capfd, "--config", str(finished / "args.yaml"), *elsewhere)
+    assert "holds another run already" in message
