@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_model_input_config
 from torch import nn
@@ -12,8 +13,36 @@ from torch import nn
 _READ_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)
 
 
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's ``build_model_with_cfg``, where a weight file that cannot be read or does not fit is a ``ValueError``."""
+def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
+    """A ``pretrained_cfg`` of 1,000 ImageNet classes at 224 px with no weights; ``kwargs`` add to it and win."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        **kwargs,
+    }
+
+
+def build_model(
+    model_cls: type[nn.Module], variant: str, pretrained: bool, out_indices: int | tuple[int, ...], **kwargs: Any
+) -> nn.Module:
+    """timm's ``build_model_with_cfg``, where a weight file that cannot be read or does not fit is a ``ValueError``.
+
+    Args:
+        model_cls: Class of the model.
+        variant: Its name.
+        pretrained: Load weights.
+        out_indices: Features that ``features_only=True`` gives unless the user names others.
+        kwargs: Arguments of the user and of timm. ``feature_cfg`` is merged, so that users can ask for
+            ``feature_cfg=dict(norm=True)``, which timm's own models do not take.
+    """
+    kwargs["feature_cfg"] = dict(out_indices=out_indices, feature_cls="getter", **kwargs.pop("feature_cfg", {}))
     try:
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
     except _READ_ERRORS as error:

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     Attention,
     ClNormMlpClassifierHead,
@@ -31,7 +30,7 @@ from ..layers import (
     window_partition,
     window_reverse,
 )
-from ._build import build_model, check_choice, check_img_size
+from ._build import build_model, check_choice, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS, MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
@@ -414,39 +413,30 @@ class AsViT(MultiStageModel):
         return x, intermediates
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2202.11921",
-        "paper_name": "Auto-scaling Vision Transformers without Training",
-        "origin_url": "https://github.com/VITA-Group/AsViT",
-        **kwargs,
-    }
-
+_CFG = imagenet_cfg(
+    pool_size=(7, 7),
+    first_conv="patch_embed.proj",
+    classifier="head.fc",
+    license="apache-2.0",
+    paper_ids="arXiv:2202.11921",
+    paper_name="Auto-scaling Vision Transformers without Training",
+    origin_url="https://github.com/VITA-Group/AsViT",
+)
 
 # No weights have been published for any of them.
 default_cfgs = generate_default_cfgs(
-    {name: _cfg() for name in ("as_vit", "as_vit_small", "as_vit_base", "as_vit_large")}
+    {name: dict(_CFG) for name in ("as_vit", "as_vit_small", "as_vit_base", "as_vit_large")}
 )
 
 
 def _create_as_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> AsViT:
-    feature_cfg = dict(
-        out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter", **kwargs.pop("feature_cfg", {})
-    )
     return build_model(
-        AsViT, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs
+        AsViT,
+        variant,
+        pretrained,
+        out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)),
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **kwargs,
     )
 
 

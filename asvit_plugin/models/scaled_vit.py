@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import nn
 
-from ._build import build_model, check_img_size, require_full_cover
+from ._build import build_model, check_img_size, imagenet_cfg, require_full_cover
 
 
 class ScaledViT(VisionTransformer):
@@ -108,25 +107,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     return state_dict
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs({"scaled_vit": _cfg()})
+default_cfgs = generate_default_cfgs(
+    {"scaled_vit": imagenet_cfg(first_conv="patch_embed.proj", classifier="head", license="apache-2.0")}
+)
 
 
 @register_model
@@ -135,12 +118,11 @@ def scaled_vit(pretrained: bool = False, **kwargs: Any) -> ScaledViT:
 
     The default is DeiT-Tiny's shape: 5,717,416 parameters, 1.25 GMACs at 224.
     """
-    feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter", **kwargs.pop("feature_cfg", {}))
     return build_model(
         ScaledViT,
         "scaled_vit",
         pretrained,
+        out_indices=kwargs.pop("out_indices", 3),
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=feature_cfg,
         **kwargs,
     )

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
 from ..layers import add_pos_embed, resample_pos_embed
-from ._build import build_model, check_choice, check_img_size
+from ._build import build_model, check_choice, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS, MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage
@@ -334,34 +333,20 @@ class ViTResNAS(MultiStageModel):
         return x, intermediates
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.conv1.conv",
-        "classifier": "head",
-        "paper_ids": "arXiv:2109.00642",
-        "paper_name": "Searching for Efficient Multi-Stage Vision Transformers",
-        "origin_url": "https://github.com/yilunliao/vit-search",
-        **kwargs,
-    }
-
+_CFG = imagenet_cfg(
+    crop_pct=0.875,
+    first_conv="patch_embed.conv1.conv",
+    classifier="head",
+    paper_ids="arXiv:2109.00642",
+    paper_name="Searching for Efficient Multi-Stage Vision Transformers",
+    origin_url="https://github.com/yilunliao/vit-search",
+)
 
 # The authors' weights (CC-BY-NC-4.0) are in a shared folder without stable addresses; load the files by path.
-default_cfgs = generate_default_cfgs({name: _cfg() for name in ("vit_resnas", *NETWORKS)})
+default_cfgs = generate_default_cfgs({name: dict(_CFG) for name in ("vit_resnas", *NETWORKS)})
 
 
 def _create_vit_resnas(variant: str, pretrained: bool = False, **kwargs: Any) -> ViTResNAS:
-    feature_cfg = dict(
-        out_indices=kwargs.pop("out_indices", (0, 1, 2)), feature_cls="getter", **kwargs.pop("feature_cfg", {})
-    )
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     second = {"distilled": "head_dist", "patch_head": "patch_head"}
     heads = ["head", *(name for argument, name in second.items() if kwargs.get(argument))]
@@ -372,8 +357,8 @@ def _create_vit_resnas(variant: str, pretrained: bool = False, **kwargs: Any) ->
         variant,
         pretrained,
         pretrained_cfg_overlay=overlay,
+        out_indices=kwargs.pop("out_indices", (0, 1, 2)),
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=feature_cfg,
         **kwargs,
     )
 
