@@ -1,6 +1,8 @@
 """Building a model as timm does, with weight files that either fit wholly or are refused in one sentence."""
 
 import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,12 +32,16 @@ def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 def build_model(
-    model_cls: type[nn.Module], variant: str, pretrained: bool, out_indices: int | tuple[int, ...], **kwargs: Any
+    model_cls: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    out_indices: int | tuple[int, ...],
+    **kwargs: Any,
 ) -> nn.Module:
     """timm's ``build_model_with_cfg``, where a weight file that cannot be read or does not fit is a ``ValueError``.
 
     Args:
-        model_cls: Class of the model.
+        model_cls: Class of the model, or a function that builds it.
         variant: Its name.
         pretrained: Load weights.
         out_indices: Features that ``features_only=True`` gives unless the user names others.
@@ -43,11 +49,16 @@ def build_model(
             ``feature_cfg=dict(norm=True)``, which timm's own models do not take.
     """
     kwargs["feature_cfg"] = dict(out_indices=out_indices, feature_cls="getter", **kwargs.pop("feature_cfg", {}))
-    try:
+    with reading_weights(variant, **kwargs) if pretrained else nullcontext():
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+
+
+@contextmanager
+def reading_weights(variant: str, **kwargs: Any) -> Iterator[None]:
+    """Turn what a file or hub raises into one sentence; ``kwargs`` are timm's ``pretrained_cfg`` and its overlay."""
+    try:
+        yield
     except _READ_ERRORS as error:
-        if not pretrained:
-            raise
         cfg = {**_as_dict(kwargs.get("pretrained_cfg")), **(kwargs.get("pretrained_cfg_overlay") or {})}
         source = cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url") or "its default source"
         reason = _why_unreadable(error) if cfg.get("file") else _one_line(error)
@@ -60,12 +71,6 @@ def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, in
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
     return size
-
-
-def check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is none of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
 def _why_unreadable(error: Exception) -> str:

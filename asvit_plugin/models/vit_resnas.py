@@ -13,8 +13,9 @@ from timm.models import generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
+from ..checks import check_choice
 from ..layers import add_pos_embed, resample_pos_embed
-from ._build import build_model, check_choice, check_img_size, imagenet_cfg
+from ._build import build_model, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS, MultiStageModel
 from ._timm_private import feature_take_indices, update_model_input_size
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage

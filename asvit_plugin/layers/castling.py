@@ -1,0 +1,118 @@
+"""Softmax attention swapped for linear-angular attention in any model, and the state of the swapped blocks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.utils import unwrap_model
+from torch import nn
+
+from .._timm_private import update_model_args
+from .castling_targets import called, choose_blocks
+from .linear_angular_attention import LinearAngularAttention
+
+
+def castle_blocks(model: nn.Module, blocks: str | Sequence[str | int], **options: Any) -> list[str]:
+    """Swap the attention of blocks, in place; the weights are the same parameters as before.
+
+    Args:
+        model: Any model with timm's ``Attention``.
+        blocks: "all", or names of the modules that hold the attention ("blocks.3"), or their numbers in order.
+        options: ``mode`` and other keyword arguments of :class:`LinearAngularAttention`.
+
+    Returns:
+        The names of the blocks.
+
+    Raises:
+        ValueError: if the model has none, or a block's attention has no linear form, which is then named.
+    """
+    if any(castled_attention(model)):
+        raise ValueError(f"the model is castled already, in {', '.join(castled_attention(model))}")
+    names = choose_blocks(model, blocks)
+    for name in names:
+        block = model.get_submodule(name)
+        block.attn = _to_linear_angular(block.attn, **options)
+    return names
+
+
+def _to_linear_angular(attention: Attention, **options: Any) -> LinearAngularAttention:
+    """The same projections, norms and dropouts in a block that can also be linear."""
+    weight = attention.qkv.weight
+    castled = LinearAngularAttention(
+        attention.qkv.in_features,
+        attention.num_heads,
+        attn_head_dim=attention.head_dim,
+        device=weight.device,
+        dtype=weight.dtype if weight.is_floating_point() else None,
+        **options,
+    )
+    for name, module in attention.named_children():
+        setattr(castled, name, module)
+    castled.gate = attention.gate
+    castled.scale = attention.scale
+    castled.fused_attn = attention.fused_attn
+    return castled.train(attention.training)
+
+
+def castled_attention(model: nn.Module) -> dict[str, LinearAngularAttention]:
+    """Attention that has been swapped, under the name of its block."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LinearAngularAttention)}
+    return {name.removesuffix(".attn"): module for name, module in found.items()}
+
+
+def switch_attention(model: nn.Module, blend: float, threshold: float) -> None:
+    """Set the state of all castled blocks; what the model is saved with says so too.
+
+    Args:
+        model: A model with castled blocks; DDP and compile wrappers are looked through.
+        blend: 0 (softmax attention) to 1 (linear-angular attention).
+        threshold: 0 to 1, of the softmax weights that still take part in linear-angular attention.
+
+    Raises:
+        ValueError: if nothing is castled, for values out of range, and for a finished model.
+    """
+    model = unwrap_model(model)
+    for attention in require_castled(model).values():
+        attention.switch(blend, threshold)
+    update_model_args(model, blend=blend, threshold=threshold)
+
+
+@torch.no_grad()
+def calibrate_gains(model: nn.Module, images: torch.Tensor) -> None:
+    """Set each head's output gain to the mean length of its softmax attention's output on ``images`` (B, C, H, W).
+
+    The linear-angular output of a head has length one; so it takes the scale that the rest of a trained model expects.
+    """
+
+    def calibrate(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
+        q, k, v = attention.heads(x)
+        y = F.scaled_dot_product_attention(q, k, v)
+        attention.gain.copy_(y.norm(dim=-1).mean(dim=(0, 2)))
+
+    with watching(require_castled(model), calibrate):
+        model(images)
+
+
+@contextmanager
+def watching(modules: dict[str, nn.Module], see: Callable[[str, Any, torch.Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, module, tokens)`` whenever one of the modules is about to run."""
+    handles = [
+        module.register_forward_pre_hook(lambda module, args, name=name: see(name, module, args[0]))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def require_castled(model: nn.Module) -> dict[str, LinearAngularAttention]:
+    """The castled blocks, of which there must be one."""
+    castled = castled_attention(model)
+    if not castled:
+        raise ValueError(f"{called(model)} has no castled block")
+    return castled
