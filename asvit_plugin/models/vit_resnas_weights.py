@@ -3,6 +3,8 @@
 import argparse
 import math
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,18 @@ def read_network_def(path: str | Path) -> str | None:
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=Path(path).is_file())
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (AttributeError, EOFError, OSError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it is no PyTorch checkpoint"
-        raise ValueError(f"network_def cannot be read from {path}: {reason}") from error
+        raise ValueError(f"network_def cannot be read from {path}: {_why_unreadable(error)}") from error
     args = checkpoint.get("args") if isinstance(checkpoint, dict) else None
     return getattr(args, "network_def", None)
+
+
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return f"it holds objects that are not read for safety ({unsafe[1]})" if unsafe else "it is no PyTorch checkpoint"
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -61,6 +69,8 @@ def _from_authors(state_dict: dict[str, Any], net: NetworkDef) -> dict[str, Any]
     """Rename the authors' flat list of blocks and reductions, and take tokens and positions apart."""
     state_dict = dict(state_dict)
     tokens, positions = state_dict.pop("tokens"), state_dict.pop("pos_embed", None)
+    if not _is_row(tokens) or tokens.shape[1] > 2 or not (positions is None or _is_row(positions)):
+        raise ValueError("the weight file's tokens and pos_embed must be of shape (1, 1 or 2, C) and (1, positions, C)")
     prefixes = _flat_prefixes(net)
     renamed = {"cls_token": tokens[:, :1]}
     if tokens.shape[1] == 2:
@@ -73,7 +83,7 @@ def _from_authors(state_dict: dict[str, Any], net: NetworkDef) -> dict[str, Any]
         if first == "blocks":
             index, _, leaf = rest.partition(".")
             part, dot, tail = leaf.partition(".")
-            prefix = prefixes.get(int(index), f"blocks.{index}")
+            prefix = prefixes.get(index, f"blocks.{index}")
             part = _AUTHORS_REDUCTION.get(part, part) if prefix.endswith("downsample") else part
             renamed[f"{prefix}.{part}{dot}{tail}"] = value
         elif name.startswith("patch_embed.conv_proj."):
@@ -83,17 +93,21 @@ def _from_authors(state_dict: dict[str, Any], net: NetworkDef) -> dict[str, Any]
     return renamed
 
 
-def _flat_prefixes(net: NetworkDef) -> dict[int, str]:
+def _is_row(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 3 and len(value) == 1
+
+
+def _flat_prefixes(net: NetworkDef) -> dict[str, str]:
     """Our name of each entry of the authors' flat list; removed blocks take an index there and have no name."""
     names, index = {}, 0
     for stage, blocks in enumerate(net.stages):
         if stage:
-            names[index] = f"stages.{stage}.downsample"
+            names[str(index)] = f"stages.{stage}.downsample"
             index += 1
         present = 0
         for block in blocks:
             if block.exists:
-                names[index] = f"stages.{stage}.blocks.{present}"
+                names[str(index)] = f"stages.{stage}.blocks.{present}"
                 present += 1
             index += 1
     return names
