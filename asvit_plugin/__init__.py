@@ -1,17 +1,24 @@
 """Efficient vision-transformer backbones as ordinary timm models; importing this package registers them."""
 
 from ._version import __version__
-from .models import AsViT, AsViTGenotype, NetworkDef, ScaledViT, ViTResNAS, list_models
+from .layers import MaskStatistics, finish, mask_statistics, switch_attention
+from .models import AsViT, AsViTGenotype, NetworkDef, ScaledPiT, ScaledViT, ViTResNAS, castle, list_models
 from .schedules import Phase, ProgressiveTokenization
 
 __all__ = [
     "AsViT",
     "AsViTGenotype",
+    "MaskStatistics",
     "NetworkDef",
     "Phase",
     "ProgressiveTokenization",
+    "ScaledPiT",
     "ScaledViT",
     "ViTResNAS",
     "__version__",
+    "castle",
+    "finish",
     "list_models",
+    "mask_statistics",
+    "switch_attention",
 ]

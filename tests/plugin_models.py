@@ -1,5 +1,6 @@
 """The plugin's models as timm lists them, and a cheap version of each for tests that run it."""
 
+import math
 from typing import Any
 
 import timm
@@ -8,10 +9,16 @@ from torch import nn
 
 from asvit_plugin.models import FAMILIES
 
+_SMALL_VIT: dict[str, Any] = dict(depth=4, num_heads=2, head_dim=8, mlp_ratio=2, img_size=64)
+
 # Per family (file of asvit_plugin.models): arguments that make any of its models run in milliseconds.
 CHEAP: dict[str, dict[str, Any]] = {
     "as_vit": dict(genotype="5,2,2,1|2,2,3,2|3,1,2,2|4,1,2,1|8,8", img_size=64),
-    "scaled_vit": dict(depth=4, num_heads=2, head_dim=8, mlp_ratio=2, img_size=64),
+    "castled": dict(base="scaled_vit", **_SMALL_VIT),
+    "castling_pit": dict(depth=(1, 2, 1), num_heads=(1, 2, 4), head_dim=8, mlp_ratio=2, img_size=64),
+    "castling_vit": _SMALL_VIT,
+    "scaled_pit": dict(depth=(1, 2, 1), num_heads=(1, 2, 4), head_dim=16, mlp_ratio=2, img_size=64),
+    "scaled_vit": _SMALL_VIT,
     "vit_resnas": dict(
         network_def="((4, 16), (1, (16, 2, 8), (16, 32), 1), (3, 16, 24), (1, (24, 3, 4), (24, 40), 1), "
         "(1, (24, 3, 8), (24, 40), 1), (3, 24, 32), (1, (32, 4, 8), (32, 64), 0), (1, (32, 4, 8), (32, 64), 1), "
@@ -31,6 +38,15 @@ def cheap(name: str, **kwargs: Any) -> nn.Module:
 
 def images(batch: int = 2, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> torch.Tensor:
     return torch.randn(batch, 3, height, width)
+
+
+def grid_size(name: str, model: nn.Module, height: int, width: int, reduction: int) -> tuple[int, int]:
+    """Rows and columns of the features at ``reduction`` that an image of height x width pixels gives."""
+    if MODELS[name] in ("castling_pit", "scaled_pit"):  # overlapping patches without padding around the image
+        patch_size, stride = model.patch_embed.patch_size, model.patch_embed.stride
+        first = [math.ceil(max(side - patch_size, 0) / stride) + 1 for side in (height, width)]
+        return tuple(math.ceil(side * stride / reduction) for side in first)
+    return math.ceil(height / reduction), math.ceil(width / reduction)
 
 
 def grid_of(model: nn.Module, features: torch.Tensor) -> torch.Tensor:

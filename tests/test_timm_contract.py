@@ -6,7 +6,7 @@ import math
 import pytest
 import timm
 import torch
-from plugin_models import CHEAP, IMAGE_SIZE, MODELS, blocks_of, cheap, grid_of, images
+from plugin_models import CHEAP, IMAGE_SIZE, MODELS, blocks_of, cheap, grid_of, grid_size, images
 from timm.models import get_model_input_config, group_parameters
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -161,7 +161,7 @@ def test_intermediates_match_feature_info(name: str, indices: int | list[int] | 
     chosen = {None: infos, 2: infos[-2:]}[indices] if not isinstance(indices, list) else [infos[i] for i in indices]
     assert len(taps) == len(chosen)
     for tap, info in zip(taps, chosen):
-        rows, columns = (math.ceil(side / info["reduction"]) for side in x.shape[2:])
+        rows, columns = grid_size(name, model, *x.shape[2:], info["reduction"])
         assert tap.shape == (1, info["num_chs"], rows, columns)
         assert tap.is_contiguous()
 
@@ -177,7 +177,7 @@ def test_set_input_size_changes_the_grid(name: str) -> None:
     assert get_model_input_config(model)["input_size"] == (3, 2 * IMAGE_SIZE, IMAGE_SIZE)
     assert not any(p.requires_grad for p in model.parameters())
     x = images(2, 2 * IMAGE_SIZE, IMAGE_SIZE)
-    rows, columns = (math.ceil(side / reduction) for side in x.shape[2:])
+    rows, columns = grid_size(name, model, *x.shape[2:], reduction)
     assert grid_of(model, model.forward_features(x)).shape[1] == rows * columns
     assert model(x).isfinite().all()
     if table is not None:
@@ -189,7 +189,7 @@ def test_odd_sizes(name: str, height: int, width: int) -> None:
     model = cheap(name)
     reduction = model.feature_info[-1]["reduction"]
     tokens = grid_of(model, model.forward_features(images(1, height, width)))
-    assert tokens.shape[1] == math.ceil(height / reduction) * math.ceil(width / reduction)
+    assert tokens.shape[1] == math.prod(grid_size(name, model, height, width, reduction))
     assert model(images(1, height, width)).isfinite().all()
 
 

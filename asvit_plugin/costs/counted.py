@@ -31,12 +31,19 @@ def macs(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) ->
     Returns:
         MACs for the whole batch.
     """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run_on_meta(model, input)
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def run_on_meta(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) -> None:
+    """One forward pass in eval mode on meta tensors, for those that watch it; arguments as in :func:`macs`."""
     model = unwrap_model(model)
     state = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    counter = FlopCounterMode(display=False)
-    with _evaluating(model), torch.no_grad(), counter:
+    with _evaluating(model):
         functional_call(model, state, (_example(model, input).to("meta"),))
-    return counter.get_total_flops() // 2
 
 
 def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None, max_depth: int = 3) -> str:

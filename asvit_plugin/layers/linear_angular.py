@@ -52,7 +52,7 @@ def linear_angular(
     if torch.jit.is_scripting():
         return _linear_angular(q, k, v, half_term, reference_length, eps)
     device_type = q.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return _linear_angular(q, k, v, half_term, reference_length, eps)
     return _linear_angular(q, k, v, half_term, reference_length, eps)

@@ -2,15 +2,29 @@
 
 import timm
 
+from . import castling_pit, castling_vit  # noqa: F401 - registers their models
 from .as_vit import AsViT
 from .as_vit_genotype import AsViTGenotype
+from .castled import castle
+from .scaled_pit import ScaledPiT
 from .scaled_vit import ScaledViT
 from .vit_resnas import ViTResNAS
 from .vit_resnas_genotype import NetworkDef
 
-FAMILIES = ("as_vit", "scaled_vit", "vit_resnas")  # what timm calls the modules above
+# What timm calls the modules above.
+FAMILIES = ("as_vit", "castled", "castling_pit", "castling_vit", "scaled_pit", "scaled_vit", "vit_resnas")
 
-__all__ = ["FAMILIES", "AsViT", "AsViTGenotype", "NetworkDef", "ScaledViT", "ViTResNAS", "list_models"]
+__all__ = [
+    "FAMILIES",
+    "AsViT",
+    "AsViTGenotype",
+    "NetworkDef",
+    "ScaledPiT",
+    "ScaledViT",
+    "ViTResNAS",
+    "castle",
+    "list_models",
+]
 
 
 def list_models() -> list[str]:

@@ -22,6 +22,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, regi
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
+from .._timm_private import feature_take_indices, update_model_input_size
 from ..checks import check_choice
 from ..layers import (
     OverlapPatchEmbed,
@@ -33,7 +34,6 @@ from ..layers import (
 )
 from ._build import build_model, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS, MultiStageModel
-from ._timm_private import feature_take_indices, update_model_input_size
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
+from .._timm_private import update_model_input_size
 from ..checks import check_choice
 from ..layers import add_pos_embed, resample_pos_embed
 from ._build import build_model, check_img_size, imagenet_cfg
-from ._multi_stage import WEIGHT_INITS, MultiStageModel
-from ._timm_private import feature_take_indices, update_model_input_size
+from ._multi_stage import WEIGHT_INITS
+from ._token_pyramid import TokenPyramid, check_global_pool
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage
 from .vit_resnas_genotype import PATCH_SIZE, NetworkDef
 from .vit_resnas_weights import checkpoint_filter_fn, read_network_def
@@ -59,7 +60,7 @@ NETWORKS = {
 }
 
 
-class ViTResNAS(MultiStageModel):
+class ViTResNAS(TokenPyramid):
     """ViT-ResNAS backbone and classifier.
 
     Any image size works: the image is padded once, right and bottom, to a multiple of 56 px (for three stages);
@@ -112,6 +113,7 @@ class ViTResNAS(MultiStageModel):
         super().__init__()
         if distilled and patch_head:
             raise ValueError("patch_head is True with distilled=True; a net has one or the other")
+        check_global_pool(global_pool, distilled)
         check_choice("weight_init", weight_init, WEIGHT_INITS)
         net = NetworkDef.parse(network_def)
         self.network_def = str(net)
@@ -124,6 +126,7 @@ class ViTResNAS(MultiStageModel):
         self.distilled_training = False
         self.dynamic_img_size = True
         self.img_size = check_img_size("img_size", img_size)
+        self.num_stages = len(net.dims)
         self.strides = tuple(PATCH_SIZE * 2**i for i in range(len(net.dims)))
         self.feature_info = [
             dict(num_chs=dim, reduction=stride, module=f"stages.{i}")
@@ -156,9 +159,9 @@ class ViTResNAS(MultiStageModel):
             self.stages.append(ResNASStage(entry, blocks))
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6, **dd)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._make_head(**dd)
-        self.head_dist = self._make_head(**dd) if distilled else None
-        self.patch_head = self._make_head(**dd) if patch_head else None
+        self.head = self.make_head(**dd)
+        self.head_dist = self.make_head(**dd) if distilled else None
+        self.patch_head = self.make_head(**dd) if patch_head else None
 
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
@@ -212,16 +215,6 @@ class ViTResNAS(MultiStageModel):
 
     # Heads ----------------------------------------------------------------------------------------------------------
 
-    def _make_head(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-        if self.num_classes == 0:
-            return nn.Identity()
-        return nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The classifier, or both of a distilled net."""
-        return self.head if self.head_dist is None else (self.head, self.head_dist)
-
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (all of them, where a net has several).
@@ -230,14 +223,9 @@ class ViTResNAS(MultiStageModel):
             num_classes: Classes of the new one; 0 removes it, and the patch head with it.
             global_pool: New pooling; None keeps the present one.
         """
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        dd = get_device_dtype(self)
-        self.head = self._make_head(**dd).train(self.training)
-        if self.head_dist is not None:
-            self.head_dist = self._make_head(**dd).train(self.training)
+        super().reset_classifier(num_classes, global_pool)
         if self.patch_head is not None:
-            self.patch_head = self._make_head(**dd).train(self.training) if num_classes else None
+            self.patch_head = self.make_head(**get_device_dtype(self)).train(self.training) if num_classes else None
 
     # Forward --------------------------------------------------------------------------------------------------------
 
@@ -254,26 +242,21 @@ class ViTResNAS(MultiStageModel):
         prefix = (prefix + self.prefix_pos_embed).expand(x.shape[0], -1, -1)
         return self.pos_drop(prefix), self.pos_drop(x)
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to normed tokens, (B, T + ceil(H / 56) * ceil(W / 56), num_features)."""
+    def crop(self, x: torch.Tensor, height: int, width: int, stage: int) -> torch.Tensor:
+        """Those of a stage's tokens (B, H_i, W_i, C_i) that an image of height x width pixels touches."""
+        stride = self.strides[0] << stage
+        return x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
+
+    def run_stages(self, x: torch.Tensor, last: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Images (B, C, H, W) to prefix tokens (B, T, C_i) and tokens (B, H_i, W_i, C_i) of stages 0 to ``last``."""
         height, width = x.shape[2], x.shape[3]
         prefix, x = self._tokenize(x)
-        for stage in self.stages:
-            prefix, x = stage(prefix, x, height, width)
-        return self.norm(torch.cat([prefix, x.flatten(1, 2)], dim=1))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Tokens to logits (B, num_classes), or to the pooled feature; the mean of both tokens' where distilled."""
-        if self.head_dist is not None and self.global_pool == "token":
-            first, second = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
-            if pre_logits:
-                return (first + second) / 2
-            first, second = self.head(first), self.head_dist(second)
-            if self.distilled_training and self.training and not torch.jit.is_scripting():
-                return first, second
-            return (first + second) / 2
-        pooled = self.head_drop(global_pool_nlc(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens))
-        return pooled if pre_logits else self.head(pooled)
+        outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for i, stage in enumerate(self.stages):
+            if i <= last:
+                prefix, x = stage(prefix, x, height, width)
+                outputs.append((prefix, x))
+        return outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.forward_features(x)
@@ -281,57 +264,6 @@ class ViTResNAS(MultiStageModel):
         if self.patch_head is not None and self.training and not torch.jit.is_scripting():
             return logits, self.patch_head(x[:, self.num_prefix_tokens :])
         return logits
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The feature pyramid: each stage's output before the next reduction, at strides 14, 28 and 56.
-
-        Args:
-            x: Images, (B, C, H, W).
-            indices: Stages to return: the last n, a list, or None for all.
-            return_prefix_tokens: Return (feature, prefix tokens) for each stage.
-            norm: Apply the final norm to the last stage's feature.
-            stop_early: Do not run stages behind the last one asked for.
-            output_fmt: "NCHW".
-            intermediates_only: Leave the final feature out.
-
-        Returns:
-            The features, (B, C_i, ceil(H / stride_i), ceil(W / stride_i)), or (``forward_features(x)``, features).
-        """
-        assert output_fmt == "NCHW", f"output_fmt is {output_fmt}; only NCHW is offered"
-        height, width = x.shape[2], x.shape[3]
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prefix, x = self._tokenize(x)
-        features: list[torch.Tensor] = []
-        prefixes: list[torch.Tensor] = []
-        last = 0
-        for i, stage in enumerate(self.stages):
-            if torch.jit.is_scripting() or not stop_early or i <= max_index:
-                prefix, x = stage(prefix, x, height, width)
-                last = i
-                if i in take_indices:
-                    stride = self.strides[0] << i
-                    feature = x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
-                    normed = norm and i == len(self.strides) - 1
-                    features.append((self.norm(feature) if normed else feature).permute(0, 3, 1, 2).contiguous())
-                    prefixes.append(self.norm(prefix) if normed else prefix)
-        intermediates = features
-        if not torch.jit.is_scripting() and return_prefix_tokens:
-            intermediates = list(zip(features, prefixes))
-        if intermediates_only:
-            return intermediates
-        x = torch.cat([prefix, x.flatten(1, 2)], dim=1)
-        if last == len(self.strides) - 1:
-            x = self.norm(x)
-        return x, intermediates
 
 
 _CFG = imagenet_cfg(

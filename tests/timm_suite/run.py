@@ -18,7 +18,14 @@ import timm
 
 from asvit_plugin import list_models
 
-LARGER = ("as_vit_base", "as_vit_large", "vit_resnas_small", "vit_resnas_medium")  # the code of smaller ones
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from public_weights import hub_cache, public_models
+
+# Left out without --all: what runs the same code as a smaller one.
+LARGER = {"as_vit_base", "as_vit_large", "vit_resnas_small", "vit_resnas_medium"}
+LARGER |= {name for name in list_models() if name.startswith("castling_")}
+LARGER -= {"castling_deit_tiny_patch16_224", "castling_pit_ti_224"}
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache"
 
@@ -40,17 +47,26 @@ def fetch_timm_source(version: str) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--all", action="store_true", help=f"also the larger models ({', '.join(LARGER)})")
+    parser.add_argument("--all", action="store_true", help=f"also the larger models ({', '.join(sorted(LARGER))})")
     args, pytest_options = parser.parse_known_args()
     source = fetch_timm_source(timm.__version__)
+    models = [name for name in list_models() if args.all or name not in LARGER]
+    with tempfile.TemporaryDirectory() as cache:  # fresh weights in the place of public ones: nothing is downloaded
+        hub_cache(Path(cache), public_models(models))
+        return run_pytest(source, models, cache, pytest_options)
+
+
+def run_pytest(source: Path, models: list[str], hub: str, pytest_options: list[str]) -> int:
+    """timm's tests over the models, with weights from the hub's cache in folder ``hub``."""
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_CACHE": hub,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         "TIMM_PLUGIN_MODULES": "asvit_plugin",
-        "TIMM_PLUGIN_MODELS": ",".join(name for name in list_models() if args.all or name not in LARGER),
+        "TIMM_PLUGIN_MODELS": ",".join(models),
     }
     environment.pop("TORCH_BACKEND", None)  # timm's tests would import what it names
     pytest = [sys.executable, "-m", "pytest", "-p", "timm_plugin_tests", "-p", "no:cacheprovider"]

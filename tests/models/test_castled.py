@@ -1,0 +1,289 @@
+"""castle(), finish() and the registered ``castled``: weights kept, states saved, softmax really gone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from plugin_models import cheap
+from public_weights import hub_cache
+from timm.models import save_for_hf
+from torch import nn
+
+import asvit_plugin
+from asvit_plugin.layers import LinearAngularAttention, castled_attention
+
+_VIT = dict(depth=3, embed_dim=32, num_heads=2)
+# timm's models of every kind that castles, made small.
+TIMM_MODELS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": dict(_VIT, img_size=64),
+    "deit_tiny_distilled_patch16_224": dict(_VIT, img_size=64),
+    "deit3_small_patch16_224": dict(_VIT, img_size=64),
+    "vit_base_patch16_clip_224": dict(_VIT, img_size=64),
+    "vit_small_patch14_dinov2": dict(_VIT, img_size=70),
+    "vit_small_patch14_reg4_dinov2": dict(_VIT, img_size=70),
+    "vit_base_patch16_siglip_224": dict(_VIT, img_size=64),
+    "vit_wee_patch16_reg1_gap_256": dict(_VIT, img_size=64),
+    "vit_small_patch16_18x2_224": dict(_VIT, img_size=64),
+    "pit_ti_224": dict(depth=[1, 1, 1], base_dims=[8, 8, 8], img_size=64),
+    "pit_ti_distilled_224": dict(depth=[1, 1, 1], base_dims=[8, 8, 8], img_size=64),
+    "crossvit_tiny_240": {},
+}
+OURS = ("as_vit", "scaled_pit", "scaled_vit", "vit_resnas")
+
+
+def small(name: str) -> nn.Module:
+    if name in OURS:
+        return cheap(name)
+    return timm.create_model(name, num_classes=10, **TIMM_MODELS[name]).eval()
+
+
+def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, *timm.models.get_model_input_config(model)["input_size"])
+
+
+def awaken(model: nn.Module) -> None:
+    """Give the new parameters values that matter."""
+    for attention in castled_attention(model).values():
+        nn.init.normal_(attention.dconv.weight)
+        nn.init.uniform_(attention.gain, 0.5, 2)
+
+
+@pytest.mark.parametrize("name", [*TIMM_MODELS, *OURS])
+def test_keeps_the_model_and_its_weights(name: str) -> None:
+    model = small(name)
+    x, before = images_for(model), model.state_dict()
+    with torch.no_grad():
+        expected = model(x)
+        castled = asvit_plugin.castle(model)
+        assert castled is model
+        torch.testing.assert_close(castled(x), expected, rtol=0, atol=1e-6)
+        after = castled.state_dict()
+        new = set(after) - set(before)
+        assert new
+        assert all(key.endswith((".attn.dconv.weight", ".attn.gain")) for key in new)
+        assert all(torch.equal(after[key], before[key]) for key in before)
+        asvit_plugin.switch_attention(castled, blend=1.0, threshold=1.0)
+        assert castled(x).isfinite().all()
+        assert not torch.allclose(castled(x), expected)
+
+
+@pytest.mark.parametrize("name", [*TIMM_MODELS, *OURS])
+@pytest.mark.parametrize("state", [(0.0, 0.02), (0.4, 0.1), (1.0, 1.0), "finished"], ids=str)
+def test_a_saved_model_is_rebuilt_in_its_state(name: str, state: Any, tmp_path: Path) -> None:
+    blocks = list(range(0, len(castlable(name)), 2))
+    model = asvit_plugin.castle(small(name), blocks=blocks, dwconv_kernel_size=3, mode="linear")
+    awaken(model)
+    if state == "finished":
+        asvit_plugin.finish(model)
+    else:
+        asvit_plugin.switch_attention(model, *state)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["architecture"] == "castled"
+    assert list(castled_attention(loaded)) == [castlable(name)[i] for i in blocks]
+    x = images_for(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    assert {each.finished for each in castled_attention(loaded).values()} == {state == "finished"}
+
+
+def castlable(name: str) -> list[str]:
+    model = small(name)
+    return asvit_plugin.layers.castle_blocks(model, "all")
+
+
+def test_castling_models_start_linear_and_are_saved_under_their_name(tmp_path: Path) -> None:
+    model = cheap("castling_deit_tiny_patch16_224", blocks=["blocks.1", "blocks.3"])
+    awaken(model)
+    assert {attention.mode for attention in castled_attention(model).values()} == {"linear"}
+    asvit_plugin.switch_attention(model, 0.5, 0.1)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["architecture"] == "castling_deit_tiny_patch16_224"
+    x = images_for(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("castling_deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"),
+        ("castling_deit_tiny_patch16_384", "deit_tiny_patch16_224.fb_in1k"),
+        ("castling_vit_small_patch16_224", "vit_small_patch16_224.augreg_in21k_ft_in1k"),
+        ("castling_pit_ti_224", "pit_ti_224.in1k"),
+    ],
+)
+def test_pretrained_loads_the_public_weights(name: str, weights: str, tmp_path: Path) -> None:
+    public = timm.create_model(weights).eval()
+    cache = hub_cache(tmp_path, {f"timm/{weights}": public})
+    model = timm.create_model(name, pretrained=True, cache_dir=str(cache), img_size=224).eval()
+    assert model.pretrained_cfg["mean"] == public.pretrained_cfg["mean"]
+    new = set(model.state_dict()) - set(public.state_dict())
+    assert all(key.endswith((".attn.dconv.weight", ".attn.gain")) for key in new)
+    asvit_plugin.switch_attention(model, 0.0, 0.02)
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), public(x), rtol=0, atol=1e-5)
+
+
+def test_pretrained_base_of_the_registered_model(tmp_path: Path) -> None:
+    public = timm.create_model("deit_tiny_patch16_224").eval()
+    cache = hub_cache(tmp_path, {"timm/deit_tiny_patch16_224.fb_in1k": public})
+    kwargs = dict(base="deit_tiny_patch16_224", blend=0.0, num_classes=7, pretrained=True, cache_dir=str(cache))
+    model = timm.create_model("castled", **kwargs).eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(x), public.forward_features(x))
+        assert model(x).shape == (1, 7)
+
+
+def test_files_of_base_weights_and_of_castled_ones(tmp_path: Path) -> None:
+    base = cheap("scaled_vit")
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    overlay = dict(file=str(tmp_path / "base.pth"), num_classes=10)
+    model = cheap("castled", pretrained=True, pretrained_cfg_overlay=overlay, blend=0.0)
+    x = images_for(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), base(x))
+    awaken(model)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "castled.pth")
+    again = cheap("castled", pretrained=True, pretrained_cfg_overlay=dict(overlay, file=str(tmp_path / "castled.pth")))
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("gone", ["blocks.2.attn.gain", "blocks.1.attn.qkv.weight"])
+def test_half_a_file_is_refused(gone: str, tmp_path: Path) -> None:
+    weights = cheap("castled").state_dict()
+    del weights[gone]
+    torch.save(weights, tmp_path / "half.pth")
+    overlay = dict(file=str(tmp_path / "half.pth"), num_classes=10)
+    for classes in (10, 5):
+        with pytest.raises(ValueError, match=f"it lacks {gone}"):
+            cheap("castled", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes)
+
+
+def test_a_half_file_of_a_stock_base_is_refused(tmp_path: Path) -> None:
+    """timm alone loads it without a word when the number of classes differs."""
+    weights = timm.create_model("vit_tiny_patch16_224", **TIMM_MODELS["vit_tiny_patch16_224"]).state_dict()
+    del weights["blocks.1.mlp.fc1.weight"]
+    torch.save(weights, tmp_path / "half.pth")
+    kwargs = dict(TIMM_MODELS["vit_tiny_patch16_224"], base="vit_tiny_patch16_224", num_classes=5, pretrained=True)
+    with pytest.raises(ValueError, match=r"it lacks blocks.1.mlp.fc1.weight"):
+        timm.create_model("castled", pretrained_cfg_overlay=dict(file=str(tmp_path / "half.pth")), **kwargs)
+
+
+def test_gains_are_calibrated_on_images() -> None:
+    """To what the heads give in the model as it was, also behind other castled blocks."""
+    model = small("vit_tiny_patch16_224")
+    x = images_for(model, 4)
+    asvit_plugin.castle(model, images=x, mode="linear")
+    asvit_plugin.switch_attention(model, 0.0, 0.02)
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+    for block in model.blocks:
+        q, k, v = block.attn.heads(block.norm1(tokens))
+        lengths = nn.functional.scaled_dot_product_attention(q, k, v).norm(dim=-1).mean(dim=(0, 2))
+        torch.testing.assert_close(block.attn.gain.data, lengths.detach())
+        tokens = block(tokens)
+
+
+def test_class_and_register_tokens_stay_out_of_the_convolution() -> None:
+    prefixes = {"deit_tiny_distilled_patch16_224": 2, "vit_small_patch14_reg4_dinov2": 5, "pit_ti_224": 1, "as_vit": 0}
+    for name, number in prefixes.items():
+        model = asvit_plugin.castle(small(name))
+        assert {attention.num_prefix_tokens for attention in castled_attention(model).values()} == {number}
+
+
+@pytest.mark.parametrize("img_size, expected", [(64, 0), (128, 4)])
+def test_auto_castles_where_linear_pays(img_size: int, expected: int) -> None:
+    """Heads of 8 channels: from 64 tokens on. At 64 px there are 17, at 128 px 65."""
+    model = cheap("scaled_vit")
+    if expected:
+        asvit_plugin.castle(model, blocks="auto", img_size=img_size)
+        assert model._model_args["blocks"] == [f"blocks.{i}" for i in range(expected)]
+    else:
+        with pytest.raises(
+            ValueError, match=r"nothing: blocks.0 has 17 tokens and linear attention pays from 64 on \(8"
+        ):
+            asvit_plugin.castle(model, blocks="auto", img_size=img_size)
+
+
+def test_auto_goes_by_measurements_where_there_are_any(tmp_path: Path) -> None:
+    from asvit_plugin.costs import AttentionTiming, write_attention_timings
+
+    timings = [AttentionTiming(2, 8, 16, softmax=1.0, linear=0.9), AttentionTiming(2, 8, 64, softmax=4.0, linear=1.0)]
+    table = write_attention_timings(timings, "cpu", "eager", tmp_path / "table.json")
+    model = asvit_plugin.castle(cheap("scaled_vit"), blocks="auto", table=str(table))
+    assert len(castled_attention(model)) == 4
+    with pytest.raises(ValueError, match="castles nothing"):
+        asvit_plugin.castle(cheap("scaled_vit"), blocks="auto", table=str(table), runtime="compile")
+
+
+def test_auto_of_a_pyramid_takes_its_large_stages() -> None:
+    model = asvit_plugin.castle(cheap("scaled_pit"), blocks="auto", img_size=128)
+    assert model._model_args["blocks"] == ["transformers.0.blocks.0"]
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("beit_base_patch16_224", "a relative position bias"),
+        ("swin_tiny_patch4_window7_224", "a relative position bias"),
+        ("vit_relpos_small_patch16_224", "a relative position bias"),
+        ("levit_128s", "a position bias on its weights"),
+        ("mvitv2_tiny", "a relative position bias"),
+        ("vit_small_patch16_dinov3", "EvaAttention has rotary positions"),
+        ("vit_base_patch16_xp_224", "blocks.0 is a ParallelScalingBlock"),
+        ("resnet18", "no module is timm.layers.Attention"),
+    ],
+)
+def test_what_has_no_linear_form_is_refused_by_name(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has no attention that can be castled: .*{reason}"):
+        asvit_plugin.castle(timm.create_model(name, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(blocks=[]), "blocks is empty"),
+        (dict(blocks="some"), "blocks is 'some'; it must be 'all', or a list"),
+        (dict(blocks=[4]), "blocks names 4; castled can be 'blocks.0' to 'blocks.3', or 0 to 3"),
+        (dict(blocks=["blocks.9"]), "blocks names 'blocks.9'"),
+        (dict(mode="cosine"), "mode is 'cosine'"),
+        (dict(dwconv="2d_head"), "dwconv must be '1d_head' in a castled model"),
+        (dict(images=torch.zeros(1, 3, 64, 64), output_gain=False), "there are no gains to set"),
+        (dict(blocks="auto", table="/nowhere.json"), "cannot be read from /nowhere.json"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        asvit_plugin.castle(cheap("scaled_vit"), **kwargs)
+
+
+def test_cross_attention_is_refused_by_name() -> None:
+    model = timm.create_model("crossvit_tiny_240", device="meta")
+    with pytest.raises(ValueError, match=r"'blocks.0.fusion.0', whose attention cannot be castled: CrossAttention has"):
+        asvit_plugin.castle(model, blocks=["blocks.0.fusion.0"])
+
+
+def test_more_refusals() -> None:
+    with pytest.raises(TypeError, match="'kernel' is no option of castling"):
+        asvit_plugin.castle(cheap("scaled_vit"), kernel=3)
+    with pytest.raises(ValueError, match="castled already, in blocks.0"):
+        asvit_plugin.castle(cheap("castled"))
+    with pytest.raises(ValueError, match="base is 'vit_of_mine'; it must be the name of a timm model"):
+        timm.create_model("castled", base="vit_of_mine")
+    with pytest.raises(ValueError, match="blocks is 'auto'; it must be 'all' or a list here"):
+        timm.create_model("castled", blocks="auto")
+    with pytest.raises(ValueError, match="scaled_vit has no castled block"):
+        asvit_plugin.switch_attention(cheap("scaled_vit"), 1, 1)
+    with pytest.raises(ValueError, match=r"img_size is 100; .*224"):
+        asvit_plugin.castle(timm.create_model("deit_tiny_patch16_224", device="meta"), blocks="auto", img_size=100)
+
+
+def test_a_module_of_no_factory_castles_too() -> None:
+    model = nn.Sequential(timm.models.vision_transformer.Block(16, 2))
+    asvit_plugin.castle(model)
+    assert isinstance(model[0].attn, LinearAngularAttention)
