@@ -3,11 +3,13 @@
 from ._version import __version__
 from .layers import MaskStatistics, finish, mask_statistics, switch_attention
 from .models import AsViT, AsViTGenotype, NetworkDef, ScaledPiT, ScaledViT, ViTResNAS, castle, list_models
-from .schedules import Phase, ProgressiveTokenization
+from .schedules import AttentionState, AttentionSwitching, Phase, ProgressiveTokenization
 
 __all__ = [
     "AsViT",
     "AsViTGenotype",
+    "AttentionState",
+    "AttentionSwitching",
     "MaskStatistics",
     "NetworkDef",
     "Phase",

@@ -13,7 +13,7 @@ from torch import nn
 from .._timm_private import update_model_args
 from ..checks import check_choice
 from ..costs import break_even_tokens, read_attention_timings, run_on_meta
-from ..layers.castling import calibrate_gains, switch_attention, watching
+from ..layers.castling import calibrate_gains, castled_attention, switch_attention, watching
 from ..layers.castling_targets import castlable_attention, choose_blocks
 from ..layers.linear_angular_attention import MODES
 from ._build import imagenet_cfg
@@ -90,12 +90,14 @@ def _blocks_that_pay(
 
 
 def tokens_per_block(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> dict[str, int]:
-    """Tokens that attend to each other in every block that can be castled, for an image size in pixels."""
+    """Tokens that attend to each other in every block that can be castled or is, for an image size in pixels."""
     tokens: dict[str, int] = {}
     channels, *size = get_model_input_config(model)["input_size"]
     if img_size is not None:
         size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
-    with watching(castlable_attention(model), lambda name, _, x: tokens.update({name: x.shape[1]})):
+    with watching(
+        {**castlable_attention(model), **castled_attention(model)}, lambda name, _, x: tokens.update({name: x.shape[1]})
+    ):
         try:
             run_on_meta(model, (channels, *size))
         except AssertionError as error:  # timm's ViTs of a fixed size
