@@ -95,9 +95,8 @@ def tokens_per_block(model: nn.Module, img_size: int | tuple[int, int] | None = 
     channels, *size = get_model_input_config(model)["input_size"]
     if img_size is not None:
         size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
-    with watching(
-        {**castlable_attention(model), **castled_attention(model)}, lambda name, _, x: tokens.update({name: x.shape[1]})
-    ):
+    attention = {**castlable_attention(model), **castled_attention(model)}
+    with watching(attention, lambda name, _, x: tokens.update({name: x.shape[1]})):
         try:
             run_on_meta(model, (channels, *size))
         except AssertionError as error:  # timm's ViTs of a fixed size

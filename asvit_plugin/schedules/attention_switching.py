@@ -36,19 +36,19 @@ class AttentionSwitching:
         mask_from .... linear_from    threshold rises from ``threshold`` to 1, by equal factors
         linear_from .. 1              linear attention alone; ``finish(model)`` then changes nothing
 
-    The paper says that the mask becomes empty by itself (You et al., "Castling-ViT", CVPR 2023). A softmax row's largest
-    weight is at least 1 / N, so below that threshold it cannot; here the threshold is raised until it is empty for any
-    input. The schedule knows no trainer and holds no state; see :class:`ProgressiveTokenization`, which may drive the
-    same model.
+    In the paper the mask becomes empty by itself (You et al., "Castling-ViT", CVPR 2023). Below a threshold of 1 / N it
+    cannot, for the largest weight of a row is no less; here the threshold is raised until no weight can exceed it.
+    The schedule knows no trainer and holds no state; see :class:`ProgressiveTokenization`, which may drive the same
+    model.
 
     Args:
         model: A model with castled blocks, see :func:`castle`; it may be wrapped (DDP, compile, feature extractor).
         copies: Copies of the model that must follow, such as that of an EMA.
-        blend_until: Progress at which softmax attention no longer takes part by itself. 0 starts with the paper's block.
+        blend_until: Progress from which on softmax attention takes no part by itself; 0 starts with the paper's block.
             0.3 by default: weights that were trained with softmax meet the new operator in small steps.
         mask_from: Progress at which the threshold starts to rise.
-        linear_from: Progress from which on the branch is empty. 0.8 by default: what is exported has then been trained as
-            it is, for a fifth of the time, while learning rates are still large enough to matter.
+        linear_from: Progress from which on the branch is empty. 0.8 by default: what is exported has then been trained
+            as it is for a fifth of the time, while learning rates are still large enough to matter.
         threshold: Where the threshold starts. None for max(0.02, 4 / N), N the fewest tokens of a castled block: the
             released block's 0.02, or four times the weight of a token in a uniform row if that is more.
 
@@ -71,8 +71,8 @@ class AttentionSwitching:
                 raise ValueError(f"{type(unwrap_model(each)).__name__} has no castled block: castle(model) makes them")
         if not (0 <= blend_until <= linear_from and 0 <= mask_from < linear_from < 1):
             raise ValueError(
-                f"blend_until is {blend_until}, mask_from {mask_from} and linear_from {linear_from}; the first may be 0 "
-                "to linear_from, the second must lie from 0 to below it, and linear_from below 1"
+                f"blend_until is {blend_until}, mask_from {mask_from} and linear_from {linear_from}; the first may be "
+                "0 to linear_from, the second must lie from 0 to below it, and linear_from below 1"
             )
         self.threshold = starting_threshold(model) if threshold is None else threshold
         if not 0 < self.threshold <= 1:
