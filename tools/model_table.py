@@ -19,11 +19,12 @@ PUBLISHED = {
 
 def table() -> str:
     """The table in Markdown; models are built on the meta device, so nothing is computed."""
-    rows = ["| model | parameters | GMACs at 224 px | published top-1 | source |", "|---|---|---|---|---|"]
+    rows = ["| model | px | parameters | GMACs | published top-1 | source |", "|---|---|---|---|---|---|"]
     for name in list_models():
         model = timm.create_model(name, device="meta")
         top1, source = PUBLISHED.get(name, ("", ""))
-        rows.append(f"| `{name}` | {params(model):,} | {macs(model) / 1e9:.3f} | {top1} | {source} |")
+        side = model.pretrained_cfg["input_size"][-1]
+        rows.append(f"| `{name}` | {side} | {params(model):,} | {macs(model) / 1e9:.3f} | {top1} | {source} |")
     return "\n".join(rows)
 
 

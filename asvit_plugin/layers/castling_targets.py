@@ -16,7 +16,7 @@ _REASONS = {
     "cross": "queries of other tokens than its keys",
     "diff": "a difference of two softmaxes",
     "window": "masks and a position bias in its windows",
-    "pool": "queries of other tokens than its keys",
+    "outlook": "weights that are not products of queries and keys",
     "multiscale": "pooled keys, so that queries and values differ in number",
 }
 

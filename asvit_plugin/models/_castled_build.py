@@ -15,6 +15,7 @@ from ..layers.castling import castle_blocks, castled_attention, switch_attention
 from ..layers.finishing import finish
 from ._build import build_model, reading_weights, require_full_cover
 
+_SOURCES = ("file", "hf_hub_id", "state_dict", "url")  # fields of a config that say where weights are
 ATTENTION_OPTIONS = ("dwconv_kernel_size", "half_term", "num_prefix_tokens", "output_gain", "reference_length")
 
 
@@ -43,12 +44,14 @@ def create_castled(variant: str, base: str, pretrained: bool, **kwargs: Any) -> 
 
 
 def _pretrained_cfg(variant: str, base: str, given: Any) -> dict[str, Any]:
-    """The config as ``variant``'s: the given one, else the one registered for it or for its base."""
-    if given and not isinstance(given, str):
-        cfg = given if isinstance(given, dict) else given.to_dict()
-    else:
+    """The config as ``variant``'s: the given one, else the one registered for it or for its base.
+
+    timm's scripts hand ``castled`` its registered config, which says nothing of a base: it counts as none.
+    """
+    cfg = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(cfg, dict) or (variant == "castled" and not any(cfg.get(field) for field in _SOURCES)):
         name = base if variant == "castled" else variant
-        cfg = get_pretrained_cfg(f"{name}.{given}" if given else name).to_dict()
+        cfg = get_pretrained_cfg(f"{name}.{cfg}" if isinstance(cfg, str) else name).to_dict()
     return {**cfg, "architecture": variant}
 
 

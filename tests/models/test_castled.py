@@ -94,6 +94,22 @@ def castlable(name: str) -> list[str]:
     return asvit_plugin.layers.castle_blocks(model, "all")
 
 
+@pytest.mark.parametrize("name", timm.list_models("castling_*"))
+def test_every_castling_model_is_its_base_with_new_parameters(name: str) -> None:
+    model = timm.create_model(name, device="meta")
+    cfg = model.pretrained_cfg
+    assert cfg["architecture"] == name
+    assert cfg["input_size"] == (3, *[int(name.rpartition("_")[2])] * 2)
+    base = timm.create_model(cfg["hf_hub_id"].removeprefix("timm/"), device="meta", img_size=cfg["input_size"][1:])
+    own, theirs = (
+        {key: tensor.shape for key, tensor in each.state_dict().items() if not key.endswith(("dconv.weight", "gain"))}
+        for each in (model, base)
+    )
+    assert own == theirs
+    assert all(attention.mode == "linear" for attention in castled_attention(model).values())
+    assert len(castled_attention(model)) == sum(key.endswith("attn.qkv.weight") for key in theirs)
+
+
 def test_castling_models_start_linear_and_are_saved_under_their_name(tmp_path: Path) -> None:
     model = cheap("castling_deit_tiny_patch16_224", blocks=["blocks.1", "blocks.3"])
     awaken(model)
@@ -138,6 +154,15 @@ def test_pretrained_base_of_the_registered_model(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(model.forward_features(x), public.forward_features(x))
         assert model(x).shape == (1, 7)
+
+
+def test_timms_scripts_get_the_config_of_the_base() -> None:
+    """They resolve the registered config of ``castled`` first and hand it over."""
+    arguments = timm.models.resolve_model_input_args("castled", {}, base="vit_small_patch16_224", num_classes=5)
+    model = timm.create_model(**arguments, depth=1)
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert model.pretrained_cfg["hf_hub_id"] == "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"
+    assert model.pretrained_cfg["architecture"] == "castled"
 
 
 def test_files_of_base_weights_and_of_castled_ones(tmp_path: Path) -> None:
