@@ -14,3 +14,9 @@ import asvit_plugin  # noqa: F401  (registers the models)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what was measured on this machine out of ``castle(blocks="auto")``."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -84,7 +84,7 @@ def _blocks_that_pay(
         most = max(tokens, key=tokens.__getitem__)
         raise ValueError(
             f"blocks='auto' castles nothing: {most} has {tokens[most]} tokens and linear attention pays from "
-            f"{needed[most]:g} on {'by measurement' if timings else '(8 * head_dim)'}; name blocks or a larger img_size"
+            f"{needed[most]:g} on; name blocks, or a larger img_size"
         )
     return names
 
