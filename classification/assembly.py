@@ -105,6 +105,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
     lr_scheduler, epochs = make_lr_scheduler(options, optimizer, len(train_loader))
     copies = () if ema is None else (ema.module,)
     schedule = make_schedule(model, options.phases, epochs, copies) if options.progressive_tokenization else None
+    switching = make_switching(model, options, epochs, copies) if options.attention_switching else None
     saved_fraction = None if schedule is None else schedule.saved_fraction(data_config["input_size"])
     mixes = options.mixup > 0 or options.cutmix > 0
     return Training(
@@ -113,6 +114,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
         wrap_model(model, options, process),
         ema,
         schedule,
+        switching,
         loss=create_classification_loss(
             "bce" if options.bce_loss else "ce",
             smoothing=options.smoothing,
@@ -213,6 +215,22 @@ def make_schedule(
     if not in_last_phase(schedule, (epochs - 1) / epochs):
         raise ValueError(f"--epochs is {epochs}; the last phase of --phases would never begin")
     return schedule
+
+
+def make_switching(
+    model: nn.Module, options: TrainOptions, epochs: int, copies: tuple[nn.Module, ...] = ()
+) -> asvit_plugin.AttentionSwitching:
+    """Attention switching of a castled model and its copies.
+
+    Raises:
+        ValueError: The model is not castled, the options do not fit each other, or no whole epoch would be linear.
+    """
+    switching = asvit_plugin.AttentionSwitching(
+        model, copies, options.blend_until, options.mask_from, options.linear_from, options.mask_threshold
+    )
+    if (epochs - 1) / epochs < options.linear_from:
+        raise ValueError(f"--epochs is {epochs}; with --linear-from {options.linear_from} no whole epoch is linear")
+    return switching
 
 
 def in_last_phase(schedule: asvit_plugin.ProgressiveTokenization | None, progress: float) -> bool:

@@ -201,7 +201,7 @@ def _is_row(row: Any) -> bool:
     """Whether this is one epoch of a history, as the report needs it."""
     return (
         isinstance(row, dict)
-        and {*COLUMNS, "full_resolution"} <= set(row)
+        and {*COLUMNS, "final_state"} <= set(row)
         and all(isinstance(row[name], (int, float)) for name in COLUMNS if name != "stride")
         and isinstance(row["stride"], int | None)
     )

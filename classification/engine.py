@@ -43,13 +43,14 @@ class Process(NamedTuple):
 
 @dataclass
 class Training:
-    """What a run trains with. `ema`, `lr_scheduler`, `scaler`, `mixup` and `schedule` are None where they are off."""
+    """What a run trains with. Parts that a run does not use are None."""
 
     options: TrainOptions
     process: Process
     model: nn.Module
     ema: ModelEmaV3 | None
     schedule: asvit_plugin.ProgressiveTokenization | None
+    switching: asvit_plugin.AttentionSwitching | None
     loss: nn.Module
     mixup: Mixup | None
     optimizer: torch.optim.Optimizer
@@ -77,6 +78,8 @@ def start_epoch(training: Training, epoch: int) -> None:
     random_seed(int(seed), training.process.rank)
     if training.schedule is not None:
         training.schedule.step(epoch / training.epochs)
+    if training.switching is not None:
+        training.switching.step(epoch / training.epochs)
     if training.lr_scheduler is not None:  # whichever of the two it does not work by changes nothing
         training.lr_scheduler.step(epoch)
         training.lr_scheduler.step_update(epoch * training.updates_per_epoch)
@@ -212,6 +215,8 @@ def _after_update(training: Training, update: int) -> None:
         training.ema.update(unwrap_model(training.model), step=update)
     if training.lr_scheduler is not None:
         training.lr_scheduler.step_update(update)
+    if training.switching is not None:
+        training.switching.step(update / (training.epochs * training.updates_per_epoch))
 
 
 def _own_share(loader: DataLoader, process: Process) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:

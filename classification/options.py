@@ -146,7 +146,7 @@ class ModelOptions(DataOptions):
 
 @dataclass
 class RecipeOptions(ModelOptions):
-    """Recipe: optimizer, learning rate, regularisation, progressive tokenization.
+    """Recipe: optimizer, learning rate, regularisation, progressive tokenization, attention switching.
 
     Args:
         opt: Optimizer, by timm's name for it.
@@ -200,6 +200,11 @@ class RecipeOptions(ModelOptions):
             where phases are given.
         phases: Phases of it as `[[until, stride], ...]` or `[[until, stride, dilation], ...]`, `until` in parts of the
             training; by default the paper's.
+        attention_switching: Take the attention of a castled model from softmax to linear during training.
+        blend_until: Part of the training after which softmax attention takes no part by itself.
+        mask_from: Part of the training after which the threshold of the softmax branch rises.
+        linear_from: Part of the training after which attention is linear alone.
+        mask_threshold: Where the threshold starts; by default max(0.02, 4 / tokens).
     """
 
     opt: str = "adamw"
@@ -252,6 +257,11 @@ class RecipeOptions(ModelOptions):
     dist_bn: Literal["reduce", "broadcast", ""] = "reduce"
     progressive_tokenization: bool | None = None
     phases: list[list[int | float]] | None = None
+    attention_switching: bool = False
+    blend_until: float = 0.3
+    mask_from: float = 0.3
+    linear_from: float = 0.8
+    mask_threshold: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from typing import Any
 from asvit_plugin.atomic import write_atomically
 
 COLUMNS = ("epoch", "stride", "lr", "train_loss", "eval_loss", "top1", "top5", "images_per_second", "seconds")
+SWITCH_COLUMNS = ("blend", "threshold")  # of runs with attention switching
 
 
 class Reporter:
@@ -39,9 +40,12 @@ class Reporter:
         """Reports the epoch that was added to the history last."""
         write_csv(history, self.folder / "summary.csv")
         if self.events is not None:
-            for name in COLUMNS[1:]:
-                if history[-1][name] is not None:
-                    self.events.add_scalar(name, history[-1][name], history[-1]["epoch"])
+            row = history[-1]
+            scalars = {name: row[name] for name in (*COLUMNS[1:], *SWITCH_COLUMNS) if row.get(name) is not None}
+            for block, (density, share) in (row.get("masks") or {}).items():
+                scalars |= {f"mask_density/{block}": density, f"mask_share/{block}": share}
+            for name, value in scalars.items():
+                self.events.add_scalar(name, value, row["epoch"])
             self.events.flush()
 
     def close(self) -> None:
@@ -53,15 +57,17 @@ class Reporter:
 def write_csv(history: list[dict[str, Any]], path: Path) -> None:
     """Writes one row per finished epoch; the file is replaced as a whole, so a kill cannot tear or repeat rows."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    switched = any(row.get("blend") is not None for row in history)
+    columns = (*COLUMNS, *SWITCH_COLUMNS) if switched else COLUMNS
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch with the highest top-1 among those at full resolution (the first of equals); None before those."""
-    return max((row for row in history if row["full_resolution"]), key=lambda row: row["top1"], default=None)
+    """The epoch with the highest top-1 (the first of equals) among those with the model in its last state, if any."""
+    return max((row for row in history if row["final_state"]), key=lambda row: row["top1"], default=None)
 
 
 def draw_curves(history: list[dict[str, Any]], img_size: int, path: Path) -> None:

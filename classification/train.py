@@ -1,4 +1,4 @@
-"""Trains a timm model, progressively tokenized if asked, on one or more processes.
+"""Trains a timm model on one or more processes, with progressive tokenization and attention switching if asked.
 
     python classification/train.py --config classification/recipes/digits_demo.yaml
     torchrun --nproc-per-node 8 classification/train.py --config classification/recipes/as_vit_imagenet.yaml \
@@ -29,12 +29,14 @@ from checkpoints import (
     save_checkpoint,
 )
 from engine import Training, evaluate, start_epoch, train_one_epoch
+from masks import draw_masks, measure_masks
 from options import TrainOptions, exit_with, parse_options
 from report import Reporter, best_epoch, closing_table, draw_curves, epoch_line
 from timm.models import get_model_args
 from timm.utils import unwrap_model
 from tqdm import tqdm
 
+import asvit_plugin
 from asvit_plugin.atomic import write_atomically
 
 History = list[dict[str, Any]]
@@ -113,15 +115,20 @@ def run_epoch(training: Training, epoch: int) -> dict[str, Any]:
     model = training.model if training.ema is None else training.ema.module
     held_out = evaluate(model, training.eval_loader, process, training.autocast, options.channels_last)
     progress = epoch / training.epochs
+    linear = training.switching is None or progress >= training.switching.linear_from
+    state = None if training.switching is None else training.switching.state_at((epoch + 1) / training.epochs)
     return {
         "epoch": epoch,
         "stride": None if schedule is None else schedule.phase_at(progress).stride,
+        "blend": None if state is None else state.blend,
+        "threshold": None if state is None else state.threshold,
+        "masks": measure_masks(training),
         "lr": lr,
         **trained,
         "eval_loss": held_out["loss"],
         "top1": held_out["top1"],
         "top5": held_out["top5"],
-        "full_resolution": in_last_phase(schedule, progress),
+        "final_state": in_last_phase(schedule, progress) and linear,
     }
 
 
@@ -201,6 +208,8 @@ def finish(training: Training, folder: Path, history: History) -> None:
     """Draws the curves, exports the best weights and prints the closing table."""
     img_size = training.data_config["input_size"][-1]
     draw_curves(history, img_size, folder / "curves.png")
+    if training.switching is not None:
+        draw_masks(history, folder / "masks.png")
     export(training, folder)
     print(closing_table(history, training.saved_fraction))
     print(f"\neverything is in {folder}")
@@ -213,6 +222,8 @@ def export(training: Training, folder: Path) -> None:
     state = read_checkpoint(path)
     model = timm.create_model(state["arch"], **state["model_args"])
     load_weights(model, state.get("state_dict_ema", state["state_dict"]), path)
+    if training.switching is not None:
+        asvit_plugin.finish(model)
     timm.models.save_for_hf(model, str(folder / "export"), safe_serialization=True, data_config=training.data_config)
 
 
