@@ -1,6 +1,6 @@
 """Softmax attention swapped for linear-angular attention in any model, and the state of the swapped blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,8 +75,15 @@ def switch_attention(model: nn.Module, blend: float, threshold: float) -> None:
         ValueError: if nothing is castled, for values out of range, and for a finished model.
     """
     model = unwrap_model(model)
-    for attention in require_castled(model).values():
-        attention.switch(blend, threshold)
+    switch_modules(model, require_castled(model).values(), blend, threshold)
+
+
+def switch_modules(
+    model: nn.Module, attention: Iterable[LinearAngularAttention], blend: float, threshold: float
+) -> None:
+    """:func:`switch_attention` for those who know the model's castled attention, and need no search of it."""
+    for each in attention:
+        each.switch(blend, threshold)
     update_model_args(model, blend=blend, threshold=threshold)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..layers import castled_attention, switch_attention
+from ..layers import castled_attention
+from ..layers.castling import switch_modules
 from ..layers.linear_angular_attention import MASK_THRESHOLD
 from ..models.castled import tokens_per_block
 
@@ -65,10 +66,10 @@ class AttentionSwitching:
         linear_from: float = 0.8,
         threshold: float | None = None,
     ) -> None:
-        self.models = [model, *copies]
-        for each in self.models:
-            if not castled_attention(each):
-                raise ValueError(f"{type(unwrap_model(each)).__name__} has no castled block: castle(model) makes them")
+        self.models = [(each, list(castled_attention(each).values())) for each in map(unwrap_model, (model, *copies))]
+        for each, attention in self.models:
+            if not attention:
+                raise ValueError(f"{type(each).__name__} has no castled block: castle(model) makes them")
         if not (0 <= blend_until <= linear_from and 0 <= mask_from < linear_from < 1):
             raise ValueError(
                 f"blend_until is {blend_until}, mask_from {mask_from} and linear_from {linear_from}; the first may be "
@@ -92,8 +93,8 @@ class AttentionSwitching:
     def step(self, progress: float) -> AttentionState:
         """Bring the model and its copies to the state of a training progress in [0, 1], and return it."""
         state = self.state_at(progress)
-        for model in self.models:
-            switch_attention(model, state.blend, state.threshold)
+        for model, attention in self.models:
+            switch_modules(model, attention, state.blend, state.threshold)
         return state
 
 
