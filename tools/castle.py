@@ -81,7 +81,8 @@ def castle(args: argparse.Namespace) -> None:
         report_mask(model, images)
         asvit_plugin.finish(model, images, args.tolerance)
     else:
-        options = {name: getattr(args, name) for name in ("dwconv_kernel_size", "half_term") if getattr(args, name)}
+        options = dict(dwconv_kernel_size=args.dwconv_kernel_size, half_term=args.half_term)
+        options = {name: value for name, value in options.items() if value is not None}
         size = tuple(args.img_size) * (2 if len(args.img_size) == 1 else 1) if args.img_size else None
         asvit_plugin.castle(model, blocks_of(args), args.mode, images, size, args.runtime, **options)
     castled = castled_attention(model)

@@ -42,7 +42,7 @@ def run_on_meta(model: nn.Module, input: torch.Tensor | Sequence[int] | None = N
     """One forward pass in eval mode on meta tensors, for those that watch it; arguments as in :func:`macs`."""
     model = unwrap_model(model)
     state = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    with _evaluating(model):
+    with evaluating(model):
         functional_call(model, state, (_example(model, input).to("meta"),))
 
 
@@ -70,7 +70,7 @@ def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = No
         model = copy.deepcopy(model).to_empty(device="cpu")
     device = next((parameter.device for parameter in model.parameters()), None)
     example = _example(model, input).to(device)
-    with _evaluating(model):
+    with evaluating(model):
         analysis = FlopCountAnalysis(model, example)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
@@ -110,7 +110,7 @@ def _example(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> to
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; every submodule's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -11,6 +11,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._timm_private import update_model_args
+from ..costs.counted import evaluating
 from .castling_targets import called, choose_blocks
 from .linear_angular_attention import LinearAngularAttention
 
@@ -32,14 +33,16 @@ def castle_blocks(model: nn.Module, blocks: str | Sequence[str | int], **options
     if any(castled_attention(model)):
         raise ValueError(f"the model is castled already, in {', '.join(castled_attention(model))}")
     names = choose_blocks(model, blocks)
-    for name in names:
-        block = model.get_submodule(name)
-        block.attn = _to_linear_angular(block.attn, **options)
+    castled = {name: _to_linear_angular(name, model.get_submodule(name).attn, **options) for name in names}
+    for name, attention in castled.items():  # all or none
+        model.get_submodule(name).attn = attention
     return names
 
 
-def _to_linear_angular(attention: Attention, **options: Any) -> LinearAngularAttention:
+def _to_linear_angular(name: str, attention: Attention, **options: Any) -> LinearAngularAttention:
     """The same projections, norms and dropouts in a block that can also be linear."""
+    if not isinstance(attention.qkv, nn.Linear):
+        raise ValueError(f"{name}.attn.qkv is a {type(attention.qkv).__name__}; castling needs an nn.Linear")
     weight = attention.qkv.weight
     castled = LinearAngularAttention(
         attention.qkv.in_features,
@@ -92,6 +95,7 @@ def calibrate_gains(model: nn.Module, images: torch.Tensor) -> None:
     """Set each head's output gain to the mean length of its softmax attention's output on ``images`` (B, C, H, W).
 
     The linear-angular output of a head has length one; so it takes the scale that the rest of a trained model expects.
+    The model runs in eval mode, and must be in softmax state.
     """
 
     def calibrate(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
@@ -99,7 +103,7 @@ def calibrate_gains(model: nn.Module, images: torch.Tensor) -> None:
         y = F.scaled_dot_product_attention(q, k, v)
         attention.gain.copy_(y.norm(dim=-1).mean(dim=(0, 2)))
 
-    with watching(require_castled(model), calibrate):
+    with evaluating(model), watching(require_castled(model), calibrate):
         model(images)
 
 

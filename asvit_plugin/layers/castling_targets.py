@@ -38,6 +38,8 @@ def choose_blocks(model: nn.Module, blocks: str | Sequence[str | int]) -> list[s
         if blocks != "all":
             raise ValueError(f"blocks is {blocks!r}; it must be 'all', or a list of names or numbers of blocks")
         return possible
+    if not isinstance(blocks, Sequence):
+        raise ValueError(f"blocks is {blocks!r}; it must be 'all', or a list of names or numbers of blocks")
     if not blocks:
         raise ValueError("blocks is empty; it must name at least one block to castle")
     return sorted({_block_name(model, possible, block) for block in blocks}, key=possible.index)

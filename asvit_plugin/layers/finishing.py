@@ -7,6 +7,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._timm_private import update_model_args
+from ..costs.counted import evaluating
 from .castling import require_castled, watching
 from .linear_angular import linear_angular
 from .linear_angular_attention import LinearAngularAttention
@@ -59,18 +60,17 @@ def finish(model: nn.Module, images: torch.Tensor | None = None, tolerance: floa
 
 
 def _require_empty(statistics: dict[str, MaskStatistics], tolerance: float) -> None:
-    worst = max(statistics, key=lambda name: max(statistics[name].density, statistics[name].share))
-    density, share = statistics[worst].density, statistics[worst].share
-    if max(density, share) > tolerance:
-        raise ValueError(
-            f"the softmax branch is in use: in {worst}, {density:.2%} of its weights are above the threshold and make "
-            f"{share:.2%} of the output; tolerance is {tolerance:.2%}"
-        )
+    for name, each in statistics.items():
+        if not (each.density <= tolerance and each.share <= tolerance):  # so that NaN is refused too
+            raise ValueError(
+                f"the softmax branch is in use: in {name}, {each.density:.2%} of its weights are above the threshold "
+                f"and make {each.share:.2%} of the output; tolerance is {tolerance:.2%}"
+            )
 
 
 @torch.no_grad()
 def mask_statistics(model: nn.Module, images: torch.Tensor) -> dict[str, MaskStatistics]:
-    """What the softmax branch of every castled block still does on ``images`` (B, C, H, W), in the model's mode."""
+    """What the softmax branch of every castled block still does on ``images`` (B, C, H, W), in eval mode."""
     found: dict[str, MaskStatistics] = {}
 
     def measure(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
@@ -82,6 +82,8 @@ def mask_statistics(model: nn.Module, images: torch.Tensor) -> dict[str, MaskSta
         length = y.norm(dim=-1).clamp_min(attention.eps)
         found[name] = MaskStatistics(kept.float().mean().item(), (branch.norm(dim=-1) / length).mean().item())
 
-    with watching(require_castled(model), measure):
+    if not len(images):
+        raise ValueError("images holds none; the softmax branch cannot be measured without")
+    with evaluating(model), watching(require_castled(model), measure):
         model(images)
     return found

@@ -131,6 +131,8 @@ def depthwise_conv(
     as the channels of a (heads, N, head_dim) image, which is how the block was released.
     """
     rows, columns = x.shape[1] - num_prefix_tokens, 1
+    if rows < 1:
+        raise ValueError(f"num_prefix_tokens is {num_prefix_tokens}; of {x.shape[1]} tokens none is left to convolve")
     if grid_size is not None:
         if grid_size[0] * grid_size[1] != rows:
             raise ValueError(

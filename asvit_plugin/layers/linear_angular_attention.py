@@ -1,6 +1,6 @@
 """Attention that switches from softmax to linear-angular: Castling-ViT's block in place of timm's ``Attention``."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,11 @@ class LinearAngularAttention(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
+        for field, value, least in (("num_heads", num_heads, 1), ("num_prefix_tokens", num_prefix_tokens, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{field} is {value!r}; it must be a whole number of at least {least}")
+        if not eps > 0:
+            raise ValueError(f"eps is {eps!r}; it must be above 0")
         if attn_head_dim is None and dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}; it must divide dim, which is {dim}")
         check_choice("mode", mode, tuple(MODES))
@@ -101,7 +106,7 @@ class LinearAngularAttention(Attention):
         check_choice("half_term", half_term, HALF_TERMS)
         if not isinstance(dwconv_kernel_size, int) or dwconv_kernel_size < 1 or dwconv_kernel_size % 2 == 0:
             raise ValueError(f"dwconv_kernel_size is {dwconv_kernel_size!r}; it must be an odd number of at least 1")
-        if reference_length is not None and (reference_length <= 0 or half_term == "mean"):
+        if reference_length is not None and (not 0 < reference_length < float("inf") or half_term == "mean"):
             raise ValueError(
                 f"reference_length is {reference_length!r}; it must be positive, and half_term='mean' takes none"
             )
@@ -150,6 +155,12 @@ class LinearAngularAttention(Attention):
         with torch.no_grad():
             self._blend.fill_(self.blend)
             self._threshold.fill_(self.threshold)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LinearAngularAttention":
+        """As of any module; a state that was rounded to half precision comes back whole."""
+        super()._apply(*args, **kwargs)
+        self.init_non_persistent_buffers()
+        return self
 
     @property
     def blend(self) -> float:

@@ -51,7 +51,11 @@ def _pretrained_cfg(variant: str, base: str, given: Any) -> dict[str, Any]:
     cfg = given.to_dict() if hasattr(given, "to_dict") else given
     if not isinstance(cfg, dict) or (variant == "castled" and not any(cfg.get(field) for field in _SOURCES)):
         name = base if variant == "castled" else variant
-        cfg = get_pretrained_cfg(f"{name}.{cfg}" if isinstance(cfg, str) else name).to_dict()
+        name = f"{name}.{cfg}" if isinstance(cfg, str) else name
+        try:
+            cfg = get_pretrained_cfg(name).to_dict()
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"{name!r} names weights that timm does not know") from error
     return {**cfg, "architecture": variant}
 
 
@@ -113,9 +117,16 @@ def swap_attention(model: nn.Module, blocks: str | Sequence[str | int], options:
 
     Unless the options say otherwise, prefix tokens stay out of the convolution and output gains are learnt.
     """
-    prefix = getattr(model, "num_prefix_tokens", getattr(model, "num_tokens", 0))  # timm's PiT calls them num_tokens
-    options = {"num_prefix_tokens": prefix, "output_gain": True, **options}
+    options = {"num_prefix_tokens": count_prefix_tokens(model), "output_gain": True, **options}
     return castle_blocks(model, blocks, mode="softmax", **options)
+
+
+def count_prefix_tokens(model: nn.Module) -> int:
+    """Class, distillation and register tokens: timm's ViTs and PiTs say their number, CrossViT has one in a branch."""
+    for name in ("num_prefix_tokens", "num_tokens"):
+        if isinstance(getattr(model, name, None), int):
+            return getattr(model, name)
+    return int(any(name.startswith("cls_token") for name, _ in model.named_parameters()))
 
 
 def castling_cfg(weights: str, img_size: int) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, get_model_input_config, register_model
+from timm.utils import unwrap_model
 from torch import nn
 
-from .._timm_private import update_model_args
+from .._timm_private import FeatureGetterNet, update_model_args
 from ..checks import check_choice
-from ..costs import break_even_tokens, read_attention_timings, run_on_meta
+from ..costs import RUNTIMES, break_even_tokens, read_attention_timings, run_on_meta
 from ..layers.castling import calibrate_gains, castled_attention, switch_attention, watching
 from ..layers.castling_targets import castlable_attention, choose_blocks
 from ..layers.linear_angular_attention import MODES
-from ._build import imagenet_cfg
+from ._build import check_img_size, imagenet_cfg
 from ._castled_build import check_options, create_castled, swap_attention
 
 
@@ -37,7 +38,8 @@ def castle(
     ``castled(base=..., blocks=...)``, so that ``save_for_hf``, ``hf-hub:`` and ``local-dir:`` rebuild it in any state.
 
     Args:
-        model: A model with timm's ``Attention``: vit, deit, deit3, clip, dinov2, siglip, pit, and this package's.
+        model: A model with timm's ``Attention``: vit, deit, deit3, clip, dinov2, siglip, pit, and this package's; also
+            wrapped (DDP, EMA, compile, feature extractor). Hooks on the attention itself are not carried over.
         blocks: Which blocks: "all"; a list of their names ("blocks.3") or numbers; or "auto" for those that are faster
             in linear form: as measured on this machine where that has been done (``tools/measure_attention.py``), else
             from 8 * head_dim tokens up. It is resolved once, for ``img_size``, and the list is what is stored.
@@ -58,15 +60,24 @@ def castle(
     """
     options = check_options(options)
     check_choice("mode", mode, tuple(MODES))
+    check_choice("runtime", runtime, RUNTIMES)
+    inner = unwrap_model(model)
+    inner = inner.model if isinstance(inner, FeatureGetterNet) else inner
     if images is not None and not options.get("output_gain", True):
         raise ValueError("images are given with output_gain=False; there are no gains to set on them")
     if isinstance(blocks, str) and blocks == "auto":
-        blocks = _blocks_that_pay(model, img_size, runtime, table)
-    names = swap_attention(model, blocks, options)
+        blocks = _blocks_that_pay(inner, img_size, runtime, table)
+    before = {name: block.attn for name, block in inner.named_modules() if name in castlable_attention(inner)}
+    names = swap_attention(inner, blocks, options)
     if images is not None:
-        calibrate_gains(model, images)
-    _record(model, names, options)
-    switch_attention(model, *MODES[mode])
+        try:
+            calibrate_gains(inner, images)
+        except (AssertionError, RuntimeError) as error:
+            for name in names:
+                inner.get_submodule(name).attn = before[name]
+            raise ValueError(f"images of shape {tuple(images.shape)} do not fit the model: {error}") from error
+    _record(inner, names, options)
+    switch_attention(inner, *MODES[mode])
     return model
 
 
@@ -94,7 +105,7 @@ def tokens_per_block(model: nn.Module, img_size: int | tuple[int, int] | None = 
     tokens: dict[str, int] = {}
     channels, *size = get_model_input_config(model)["input_size"]
     if img_size is not None:
-        size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
+        size = check_img_size("img_size", img_size)
     attention = {**castlable_attention(model), **castled_attention(model)}
     with watching(attention, lambda name, _, x: tokens.update({name: x.shape[1]})):
         try:

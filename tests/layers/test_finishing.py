@@ -57,6 +57,12 @@ def test_images_show_that_the_mask_is_empty() -> None:
     asvit_plugin.finish(live, x, tolerance=100.0)
 
 
+@pytest.mark.parametrize("x, message", [(images() * float("nan"), "in use"), (images(0), "images holds none")])
+def test_images_that_show_nothing_are_refused(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        asvit_plugin.finish(castled(threshold=0.99), x)
+
+
 def test_statistics_by_brute_force() -> None:
     model, x = castled(threshold=0.06, scale=20), images()
     statistics = mask_statistics(model, x)

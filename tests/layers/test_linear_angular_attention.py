@@ -181,6 +181,10 @@ def test_dropout_acts_on_the_softmax_branch_only() -> None:
 @pytest.mark.parametrize(
     "kwargs, message",
     [
+        (dict(num_heads=0), "num_heads is 0; it must be a whole number of at least 1"),
+        (dict(num_prefix_tokens=-1), "num_prefix_tokens is -1"),
+        (dict(eps=0), "eps is 0; it must be above 0"),
+        (dict(reference_length=float("nan")), "reference_length is nan; it must be positive"),
         (dict(num_heads=5), "num_heads is 5; it must divide dim, which is 24"),
         (dict(mode="cosine"), "mode is 'cosine'; it must be one of 'softmax', 'masked', 'linear'"),
         (dict(dwconv="3d"), "dwconv is '3d'; it must be one of '1d_head', '2d_head', '2d_channel'"),
@@ -193,6 +197,11 @@ def test_dropout_acts_on_the_softmax_branch_only() -> None:
 def test_bad_arguments_get_one_sentence(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention(**kwargs)
+
+
+def test_too_few_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_prefix_tokens is 5; of 5 tokens none is left to convolve"):
+        attention(num_prefix_tokens=5)(torch.randn(1, 5, 24))
 
 
 @pytest.mark.parametrize("blend, threshold, field", [(-0.1, 0.5, "blend"), (1.5, 0.5, "blend"), (1, 2, "threshold")])

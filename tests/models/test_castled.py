@@ -216,9 +216,53 @@ def test_gains_are_calibrated_on_images() -> None:
 
 def test_class_and_register_tokens_stay_out_of_the_convolution() -> None:
     prefixes = {"deit_tiny_distilled_patch16_224": 2, "vit_small_patch14_reg4_dinov2": 5, "pit_ti_224": 1, "as_vit": 0}
+    prefixes["crossvit_tiny_240"] = 1
     for name, number in prefixes.items():
         model = asvit_plugin.castle(small(name))
         assert {attention.num_prefix_tokens for attention in castled_attention(model).values()} == {number}
+
+
+@pytest.mark.parametrize("wrapper", ["compiled", "averaged", "features"])
+def test_wrappers_are_looked_through(wrapper: str, tmp_path: Path) -> None:
+    model = small("vit_tiny_patch16_224")
+    wrapped = {
+        "compiled": lambda: torch.compile(model, backend="eager"),
+        "averaged": lambda: timm.utils.ModelEmaV3(model),
+        "features": lambda: cheap("scaled_vit", features_only=True),
+    }[wrapper]()
+    assert asvit_plugin.castle(wrapped) is wrapped
+    inner = timm.utils.unwrap_model(wrapped)
+    inner = inner.model if wrapper == "features" else inner
+    assert list(castled_attention(inner)) == inner._model_args["blocks"]
+    assert {attention.num_prefix_tokens for attention in castled_attention(inner).values()} == {1}
+    if wrapper != "features":
+        save_for_hf(inner, str(tmp_path), safe_serialization=True)
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    """Batch statistics and dropout are off while images are looked at, and a failure undoes the swap."""
+    model = timm.create_model("mobilevit_xxs").eval()
+    x = torch.randn(2, 3, 256, 256)
+    expected = model(x)
+    asvit_plugin.castle(model.train(), images=3 * x)
+    assert model.training
+    assert torch.equal(model.eval()(x), expected)
+    fixed = small("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"images of shape \(1, 3, 100, 100\) do not fit the model"):
+        asvit_plugin.castle(fixed, images=torch.zeros(1, 3, 100, 100))
+    assert not castled_attention(fixed)
+    asvit_plugin.castle(fixed)
+
+
+def test_half_precision_and_back_keeps_the_state() -> None:
+    model = asvit_plugin.castle(small("vit_tiny_patch16_224"))
+    asvit_plugin.switch_attention(model, 0.3, 0.1)
+    x = images_for(model)
+    model.half().float()  # rounds the weights
+    expected = model(x)
+    asvit_plugin.switch_attention(model, 0.3, 0.1)
+    assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("img_size, expected", [(64, 0), (128, 4)])
@@ -272,6 +316,9 @@ def test_what_has_no_linear_form_is_refused_by_name(name: str, reason: str) -> N
     [
         (dict(blocks=[]), "blocks is empty"),
         (dict(blocks="some"), "blocks is 'some'; it must be 'all', or a list"),
+        (dict(blocks=0), "blocks is 0; it must be 'all', or a list"),
+        (dict(blocks="auto", runtime="tensorrt"), "runtime is 'tensorrt'; it must be one of 'eager', 'compile'"),
+        (dict(blocks="auto", img_size="big"), "img_size is 'big'"),
         (dict(blocks=[4]), "blocks names 4; castled can be 'blocks.0' to 'blocks.3', or 0 to 3"),
         (dict(blocks=["blocks.9"]), "blocks names 'blocks.9'"),
         (dict(mode="cosine"), "mode is 'cosine'"),
@@ -298,6 +345,13 @@ def test_more_refusals() -> None:
         asvit_plugin.castle(cheap("castled"))
     with pytest.raises(ValueError, match="base is 'vit_of_mine'; it must be the name of a timm model"):
         timm.create_model("castled", base="vit_of_mine")
+    with pytest.raises(ValueError, match="'deit_tiny_patch16_224.mine' names weights that timm does not know"):
+        timm.create_model("castled", base="deit_tiny_patch16_224.mine")
+    model = cheap("scaled_vit")
+    model.blocks[1].attn.qkv = nn.Sequential(model.blocks[1].attn.qkv)
+    with pytest.raises(ValueError, match="blocks.1.attn.qkv is a Sequential; castling needs an nn.Linear"):
+        asvit_plugin.castle(model)
+    assert not castled_attention(model)
     with pytest.raises(ValueError, match="blocks is 'auto'; it must be 'all' or a list here"):
         timm.create_model("castled", blocks="auto")
     with pytest.raises(ValueError, match="scaled_vit has no castled block"):
