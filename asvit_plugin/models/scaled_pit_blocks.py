@@ -20,11 +20,16 @@ def pad_for_patches(x: torch.Tensor, patch_size: int, stride: int) -> torch.Tens
     height, width = x.shape[2], x.shape[3]
     if torch.jit.is_scripting():
         rows, columns = max(height, patch_size), max(width, patch_size)
-    else:  # the maximum that torch.export follows without asking which of them it is
-        rows, columns = torch.sym_max(height, patch_size), torch.sym_max(width, patch_size)
+    else:
+        rows, columns = _at_least(height, patch_size), _at_least(width, patch_size)
     rows += (patch_size - rows) % stride
     columns += (patch_size - columns) % stride
     return F.pad(x, (0, columns - width, 0, rows - height))
+
+
+def _at_least(side: int, patch_size: int) -> int:
+    # torch.export asks a symbol in max() which of them it is; torch.compile of torch 2.11 takes no numbers in sym_max()
+    return torch.sym_max(side, patch_size) if isinstance(side, torch.SymInt) else max(side, patch_size)
 
 
 class PatchConv(nn.Module):
