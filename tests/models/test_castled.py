@@ -10,6 +10,7 @@ from plugin_models import cheap
 from public_weights import hub_cache
 from timm.models import save_for_hf
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import asvit_plugin
 from asvit_plugin.layers import LinearAngularAttention, castled_attention
@@ -364,3 +365,14 @@ def test_a_module_of_no_factory_castles_too() -> None:
     model = nn.Sequential(timm.models.vision_transformer.Block(16, 2))
     asvit_plugin.castle(model)
     assert isinstance(model[0].attn, LinearAngularAttention)
+
+
+@pytest.mark.parametrize("name", ["castling_deit_tiny_patch16_224", "castling_pit_ti_224"])
+def test_one_compiled_program_serves_all_sizes(name: str) -> None:
+    model, counter = cheap(name), CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for size in ((64, 64), (96, 128), (100, 150), (160, 96), (130, 70)):
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count <= 2
