@@ -4,18 +4,22 @@ from ._version import __version__
 from .layers import MaskStatistics, finish, mask_statistics, switch_attention
 from .models import AsViT, AsViTGenotype, NetworkDef, ScaledPiT, ScaledViT, ViTResNAS, castle, list_models
 from .schedules import AttentionState, AttentionSwitching, Phase, ProgressiveTokenization
+from .tasks import DistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
 
 __all__ = [
     "AsViT",
     "AsViTGenotype",
     "AttentionState",
     "AttentionSwitching",
+    "DistillationTask",
     "MaskStatistics",
     "NetworkDef",
+    "PatchHeadCrossEntropy",
     "Phase",
     "ProgressiveTokenization",
     "ScaledPiT",
     "ScaledViT",
+    "SwitchTokenMix",
     "ViTResNAS",
     "__version__",
     "castle",

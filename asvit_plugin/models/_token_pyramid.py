@@ -42,6 +42,11 @@ class TokenPyramid(MultiStageModel):
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Have a distilled net return the logits of both heads in training mode, as timm's distillation expects."""
+        self.distilled_training = enable
+
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (both, where a net has two).
 

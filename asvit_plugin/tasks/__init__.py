@@ -1,0 +1,6 @@
+"""What a batch is learnt from: mixed images, patches, a teacher; for timm's training loop and any other."""
+
+from .distillation import DistillationTask
+from .switch_token_mix import PatchHeadCrossEntropy, SwitchTokenMix
+
+__all__ = ["DistillationTask", "PatchHeadCrossEntropy", "SwitchTokenMix"]
