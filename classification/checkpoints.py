@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import torch
 from report import COLUMNS
 from timm.models import load_state_dict
+from timm.task import TrainingTask
 
 from asvit_plugin.atomic import write_atomically
 
@@ -38,7 +39,8 @@ FREE_OPTIONS = {
 class RunState:
     """What a checkpoint of train.py always holds, under timm's names where timm has them.
 
-    Averaged weights are added as `state_dict_ema`, and the loss scaling of mixed precision under timm's name for it.
+    Averaged weights are added as `state_dict_ema`, what a task trains beside the model as `task_state`, and the loss
+    scaling of mixed precision under timm's name for it.
     """
 
     epoch: int
@@ -174,6 +176,20 @@ def load_part(part: Any, state: dict[str, Any], key: str, path: Path) -> None:
         part.load_state_dict(state[key])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{key!r} in the checkpoint {str(path)!r} is missing or does not fit this run") from error
+
+
+def load_task_state(task: TrainingTask, state: dict[str, Any], path: Path) -> None:
+    """Loads what a task trains beside the model: linear maps to the teacher's tokens.
+
+    Raises:
+        ValueError: The checkpoint lacks them, or they do not fit.
+    """
+    if not task.get_task_state():
+        return
+    try:
+        task.load_task_state(state["task_state"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"'task_state' in the checkpoint {str(path)!r} is missing or does not fit this run") from error
 
 
 def _find_fault(state: Any) -> str:

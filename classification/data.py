@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from options import DataOptions, RecipeOptions
+from options import DataOptions, TrainOptions
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
 from timm.data.auto_augment import NAME_TO_OP, posterize
@@ -135,7 +135,7 @@ def data_arguments(options: DataOptions) -> dict[str, object]:
 
 
 def make_train_loader(
-    dataset: Dataset, data_config: dict[str, object], options: RecipeOptions, device: torch.device, distributed: bool
+    dataset: Dataset, data_config: dict[str, object], options: TrainOptions, device: torch.device, distributed: bool
 ) -> torch.utils.data.DataLoader:
     """Loader of augmented training batches, `(images, labels)` on the device.
 
@@ -147,6 +147,8 @@ def make_train_loader(
             f"--aug-repeats is {options.aug_repeats}; allowed is 0 in a single process and with datasets that stream"
         )
     without_test_crop = {key: value for key, value in data_config.items() if key not in ("crop_pct", "crop_mode")}
+    if options.train_img_sizes and isinstance(dataset, IterableDataset):
+        raise ValueError(f"--train-img-sizes is {options.train_img_sizes}; datasets that stream have one size only")
     loader = create_loader(
         dataset,
         **(without_test_crop | {"interpolation": options.train_interpolation}),
@@ -163,6 +165,13 @@ def make_train_loader(
         re_prob=options.reprob,
         re_mode=options.remode,
         re_count=options.recount,
+        input_size_choices=options.train_img_sizes,
+        batch_size_choices=options.train_batch_sizes,
+        batch_choice_seed=options.seed,
+        batch_choice_schedule=options.train_size_schedule,
+        batch_schedule_epochs=options.epochs,
+        batch_schedule_spread=options.train_size_schedule_spread,
+        batch_schedule_random_mix=options.train_size_random_mix,
         **_common_arguments(options, device, distributed),
     )
     if len(loader) == 0:

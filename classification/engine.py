@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from freezing import hold_still
 from options import TrainOptions
 from timm.data import Mixup
-from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
 from timm.utils import (
     ModelEmaV3,
     NativeScaler,
@@ -21,14 +22,13 @@ from timm.utils import (
     distribute_bn,
     random_seed,
     reduce_tensor,
-    unwrap_model,
 )
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 from tqdm import tqdm
 
 import asvit_plugin
+from asvit_plugin import SwitchTokenMix
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -43,16 +43,19 @@ class Process(NamedTuple):
 
 @dataclass
 class Training:
-    """What a run trains with. Parts that a run does not use are None."""
+    """What a run trains with. Parts that a run does not use are None.
+
+    `model` is bare; `task` holds it as it trains, compiled and shared between processes as asked.
+    """
 
     options: TrainOptions
     process: Process
     model: nn.Module
+    task: TrainingTask
     ema: ModelEmaV3 | None
     schedule: asvit_plugin.ProgressiveTokenization | None
     switching: asvit_plugin.AttentionSwitching | None
-    loss: nn.Module
-    mixup: Mixup | None
+    mixup: Mixup | SwitchTokenMix | None
     optimizer: torch.optim.Optimizer
     lr_scheduler: Scheduler | None
     scaler: NativeScaler | None
@@ -85,7 +88,21 @@ def start_epoch(training: Training, epoch: int) -> None:
         training.lr_scheduler.step_update(epoch * training.updates_per_epoch)
     if training.mixup is not None:
         training.mixup.mixup_enabled = not 0 < training.options.mixup_off_epoch <= epoch
-    for part in (training.train_loader.sampler, training.train_loader.dataset):
+    order_images(training.train_loader, training.options.seed, epoch)
+
+
+def order_images(loader: DataLoader, seed: int, epoch: int) -> None:
+    """Has a loader draw the order of its images from (seed, epoch) alone.
+
+    Any number of processes then sees the same images in the same updates: torch's distributed sampler deals out the
+    permutation that its random sampler draws from the same generator.
+    """
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if isinstance(sampler, RandomSampler):
+        sampler.generator = torch.Generator().manual_seed(seed + epoch)
+    elif isinstance(sampler, DistributedSampler):
+        sampler.seed = seed
+    for part in (loader.batch_sampler, sampler, loader.dataset):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
@@ -105,7 +122,8 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
         FloatingPointError: The loss is no longer finite.
     """
     options, process = training.options, training.process
-    training.model.train()
+    training.task.train()
+    hold_still(training.model)
     training.optimizer.zero_grad()
     total, images_seen, started = torch.zeros((), device=process.device), 0, time.perf_counter()
     last, update = len(training.train_loader) - 1, epoch * training.updates_per_epoch
@@ -127,7 +145,7 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
     if not math.isfinite(mean_loss):
         raise FloatingPointError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr or --clip-grad may help")
     if process.world_size > 1 and options.dist_bn:
-        distribute_bn(training.model, process.world_size, options.dist_bn == "reduce")
+        distribute_bn(training.task.get_trainable_module(), process.world_size, options.dist_bn == "reduce")
     return {"train_loss": mean_loss, "images_per_second": images_seen / (time.perf_counter() - started)}
 
 
@@ -182,14 +200,13 @@ def _backward(
     training: Training, images: torch.Tensor, targets: torch.Tensor, accumulated: int, needs_update: bool
 ) -> torch.Tensor:
     """Forward and backward pass of one batch, and the optimizer's update where it is due; gives the batch's loss."""
-    options, model = training.options, training.model
+    options, task = training.options, training.task
     if training.mixup is not None:
         images, targets = training.mixup(images, targets)
-    skip_sync = isinstance(model, DistributedDataParallel) and not needs_update
-    with model.no_sync() if skip_sync else nullcontext():
+    with nullcontext() if needs_update else task.no_sync():
         with training.autocast():
-            loss = training.loss(model(_in_format(images, options.channels_last)), targets)
-        parameters = model_parameters(model, exclude_head=options.clip_mode == "agc")
+            loss = task(_in_format(images, options.channels_last), targets)["loss"]
+        parameters = task.get_clip_parameters(exclude_head=options.clip_mode == "agc")
         if training.scaler is not None:
             training.scaler(
                 loss / accumulated,
@@ -212,7 +229,7 @@ def _after_update(training: Training, update: int) -> None:
     """What follows the update number `update` of the run, counted from 1."""
     training.optimizer.zero_grad()
     if training.ema is not None:
-        training.ema.update(unwrap_model(training.model), step=update)
+        training.ema.update(training.model, step=update)
     if training.lr_scheduler is not None:
         training.lr_scheduler.step_update(update)
     if training.switching is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from engine import Training
-from timm.utils import unwrap_model
 
 from asvit_plugin import mask_statistics
 from asvit_plugin.atomic import write_atomically
@@ -17,7 +16,7 @@ def measure_masks(training: Training) -> dict[str, list[float]] | None:
     """Density of the mask and share of the branch of every castled block, on the first held-out images."""
     if training.switching is None:
         return None
-    model = (unwrap_model(training.model) if training.ema is None else training.ema.module).eval()
+    model = (training.model if training.ema is None else training.ema.module).eval()
     images = next(iter(training.eval_loader))[0][:IMAGES]
     with training.autocast():
         found = mask_statistics(model, images.to(training.process.device))

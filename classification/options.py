@@ -5,23 +5,18 @@ Every option can be given on the command line (`--drop-path 0.1` or `--drop_path
 """
 
 import math
-import re
-import sys
-from argparse import ArgumentError
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-import docstring_parser
-import jsonargparse
 from timm.data import str_to_interp_mode
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.optim import get_optimizer_info, list_optimizers
 
 Numbers = list[float]
+Counts = list[int]
+Names = list[str]
 FILTERS = "nearest, bilinear, bicubic or another filter of PIL"
 READERS = ("hfds", "hfids", "tfds", "wds", "torch")
-Section = TypeVar("Section", bound="DataOptions")
 
 
 @dataclass
@@ -126,6 +121,8 @@ class ModelOptions(DataOptions):
     Args:
         model: Any timm model name; those of this package are among them. `local-dir:FOLDER` names an exported one.
         pretrained: Start from pretrained weights.
+        pretrained_path: Where those are, instead of where timm has them: a file, a folder or `hf-hub:ID`. They are
+            brought to the model's image size, channels and classes. Implies `pretrained`.
         initial_checkpoint: Weights to start from; they must cover the model completely.
         drop: Dropout rate before the classifier.
         drop_path: Stochastic depth rate.
@@ -136,6 +133,7 @@ class ModelOptions(DataOptions):
 
     model: str = "as_vit_small"
     pretrained: bool = False
+    pretrained_path: str = ""
     initial_checkpoint: str = ""
     drop: float | None = None
     drop_path: float | None = None
@@ -192,10 +190,29 @@ class RecipeOptions(ModelOptions):
         mixup_switch_prob: Probability of CutMix where both are on.
         mixup_mode: Mix whole batches, pairs or single elements alike.
         mixup_off_epoch: Epoch from which on nothing is mixed; 0 is never.
+        switch_token_mix: Mix half of each batch by whole patches and half by Mixup, with targets for every patch
+            (ViT-ResNAS, whose `patch_head` learns them); `mixup` and `cutmix` are its alphas.
         model_ema: Keep an average of the weights; it is then what validation measures and what is exported.
         model_ema_decay: Decay of the average.
         model_ema_warmup: Let the decay grow from 0 at the start.
         dist_bn: How batch norm statistics are shared between processes after each epoch.
+        sync_bn: Normalise over the batches of all processes together.
+        freeze: Parts that are not trained and stay in evaluation mode: `stem`, `backbone` (all but the classifier: a
+            linear probe), or names of modules such as `blocks.0`.
+        kd_model_name: Teacher to distil from: any timm model, `local-dir:FOLDER` or `hf-hub:ID`, with its weights.
+        kd_model_kwargs: More keyword arguments of the teacher.
+        kd_pretrained_path: Where its weights are, as `pretrained_path`.
+        kd_distill_type: What is learnt of its logits: the distribution, the likeliest class, or nothing. A model with
+            a distillation head learns it there.
+        kd_temperature: Temperature of `soft`.
+        kd_tokens_weight: Weight of the difference between the tokens of both after every block; 0 leaves it out.
+        task_loss_weight: Weight of the labels beside a teacher.
+        distill_loss_weight: Weight of its logits; by default 1 - `task_loss_weight`.
+        train_img_sizes: Sizes of training images, one for each batch by chance (timm's scheduled resolutions).
+        train_batch_sizes: Images per step and process at each of those; by default `batch_size`.
+        train_size_schedule: `progressive` goes from the first size to the last (timm's progressive resizing).
+        train_size_schedule_spread: Width of that schedule's window, in sizes; 0 takes the nearest size alone.
+        train_size_random_mix: Share of batches of any size in that schedule.
         progressive_tokenization: Start with few coarse tokens and refine them during training (As-ViT); by default on
             where phases are given.
         phases: Phases of it as `[[until, stride], ...]` or `[[until, stride, dilation], ...]`, `until` in parts of the
@@ -251,10 +268,26 @@ class RecipeOptions(ModelOptions):
     mixup_switch_prob: float = 0.5
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     mixup_off_epoch: int = 0
+    switch_token_mix: bool = False
     model_ema: bool = False
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     dist_bn: Literal["reduce", "broadcast", ""] = "reduce"
+    sync_bn: bool = False
+    freeze: Names = field(default_factory=list)
+    kd_model_name: str = ""
+    kd_model_kwargs: dict[str, Any] = field(default_factory=dict)
+    kd_pretrained_path: str = ""
+    kd_distill_type: Literal["soft", "hard", "none"] = "soft"
+    kd_temperature: float = 1.0
+    kd_tokens_weight: float = 0.0
+    task_loss_weight: float = 0.5
+    distill_loss_weight: float | None = None
+    train_img_sizes: Counts | None = None
+    train_batch_sizes: Counts | None = None
+    train_size_schedule: Literal["constant", "progressive"] = "constant"
+    train_size_schedule_spread: float = 0.65
+    train_size_random_mix: float = 0.1
     progressive_tokenization: bool | None = None
     phases: list[list[int | float]] | None = None
     attention_switching: bool = False
@@ -267,7 +300,7 @@ class RecipeOptions(ModelOptions):
         super().__post_init__()
         for name in ("epochs", "grad_accum_steps", "recount"):
             self.demand(name, lambda value: value >= 1, "a whole number from 1 up")
-        for name in ("lr", "clip_grad", "layer_decay"):
+        for name in ("lr", "clip_grad", "layer_decay", "kd_temperature"):
             self.demand(name, lambda value: value > 0, "a number above 0")
         for name in (
             "weight_decay",
@@ -280,11 +313,15 @@ class RecipeOptions(ModelOptions):
             "color_jitter",
             "aug_repeats",
             "mixup_off_epoch",
+            "kd_tokens_weight",
+            "task_loss_weight",
+            "distill_loss_weight",
+            "train_size_schedule_spread",
         ):
             self.demand(name, lambda value: value >= 0, "a number from 0 up")
         for name in ("smoothing", "drop", "drop_path", "model_ema_decay"):
             self.demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
-        for name in ("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob"):
+        for name in ("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "train_size_random_mix"):
             self.demand(name, lambda value: 0 <= value <= 1, "a probability from 0 to 1")
         self.demand("opt_betas", lambda value: len(value) >= 2, "two numbers")
         self.demand(
@@ -308,10 +345,27 @@ class RecipeOptions(ModelOptions):
             lambda value: value.lower() in list_optimizers() and not get_optimizer_info(value.lower()).second_order,
             "a name in timm.optim.list_optimizers() that needs first derivatives only (not adahessian)",
         )
-        if self.mixup or self.cutmix:
+        for name in ("train_img_sizes", "train_batch_sizes"):
+            self.demand(name, lambda value: min(value) >= 1, "whole numbers from 1 up")
+        if (self.mixup or self.cutmix) and not self.switch_token_mix:
             self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
+        self._demand_company()
         if self.progressive_tokenization is None:
             self.progressive_tokenization = self.phases is not None
+
+    def _demand_company(self) -> None:
+        """Raises ValueError for options that need another one, or exclude it."""
+        if self.bce_loss and self.switch_token_mix:
+            raise ValueError("--bce-loss and --switch-token-mix are both on; give one of them")
+        if self.train_img_sizes and (self.progressive_tokenization or self.phases):
+            raise ValueError("--train-img-sizes and --progressive-tokenization are both given; give one of them")
+        if self.train_img_sizes is None:
+            if self.train_size_schedule == "progressive" or self.train_batch_sizes:
+                raise ValueError("--train-size-schedule and --train-batch-sizes need --train-img-sizes")
+        elif len(self.train_batch_sizes or self.train_img_sizes) != len(self.train_img_sizes):
+            raise ValueError("--train-batch-sizes and --train-img-sizes differ in length; give as many of both")
+        elif self.train_size_schedule == "progressive" and len(self.train_img_sizes) < 2:
+            raise ValueError(f"--train-img-sizes is {self.train_img_sizes}; `progressive` needs two or more sizes")
 
 
 @dataclass
@@ -353,77 +407,6 @@ class ValidateOptions(ModelOptions):
     model: str = ""
     checkpoint: str = ""
     use_ema: bool = True
-
-
-def parse_options(
-    options_class: type[Section], argv: list[str] | None = None, defaults: dict[str, Any] | None = None
-) -> Section:
-    """Reads options from the command line and from `--config` files.
-
-    Args:
-        options_class: Dataclass whose fields are the options.
-        argv: Command line without the program; None takes it from the process.
-        defaults: Values that replace the dataclass's own defaults; unknown names are ignored.
-
-    Returns:
-        The checked options. Mistakes end the program with one sentence and exit status 2.
-    """
-    parser = _parser(options_class)
-    known = {f.name for f in fields(options_class)}
-    parser.set_defaults({name: value for name, value in (defaults or {}).items() if name in known})
-    try:
-        values = parser.parse_args(argv).as_dict()
-        return options_class(**{name: values[name] for name in known})
-    except (ArgumentError, ValueError, TypeError) as error:
-        exit_with(_one_sentence(str(error), get_type_hints(options_class)))
-
-
-def exit_with(message: str) -> NoReturn:
-    """Prints one line to stderr and ends the program as argparse does, with status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:
-    """One flat parser with a help group for each dataclass in the inheritance chain."""
-    parser = jsonargparse.ArgumentParser(usage="%(prog)s [options]", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file of options; may be given more than once.")
-    defaults = {
-        each.name: each.default if each.default_factory is MISSING else each.default_factory()
-        for each in fields(options_class)
-    }
-    for section in reversed(options_class.__mro__[:-1]):
-        docs = docstring_parser.parse(section.__doc__)
-        group = parser.add_argument_group(docs.short_description.rstrip("."))
-        helps = {param.arg_name: param.description.replace("\n", " ") for param in docs.params}
-        for name, hint in section.__annotations__.items():
-            if name in helps:
-                _add_option(group, name, hint, defaults[name], helps[name])
-    return parser
-
-
-def _add_option(group: Any, name: str, hint: Any, default: Any, help_text: str) -> None:
-    """Adds `--some-name` with the alias `--some_name`; booleans may stand alone, lists take several values."""
-    flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
-    extra: dict[str, Any] = {"type": hint}
-    if hint in (bool, bool | None):
-        extra |= {"nargs": "?", "const": True}
-    elif Numbers in (hint, *get_args(hint)):
-        extra = {"type": float, "nargs": "+"}
-    group.add_argument(*flags, default=default, help=help_text, **extra)
-
-
-def _one_sentence(message: str, hints: dict[str, Any]) -> str:
-    """Turns jsonargparse's multi-line type errors into one sentence with the option, its value and its type."""
-    key = re.search(r'Parser key "(\w+)', message)
-    if key is None or key[1] not in hints:
-        return message
-    value = re.findall(r"(?:Given value|Got value): (.*)", message)
-    hint = hints[key[1]]
-    allowed = str(hint if get_args(hint) else hint.__name__).replace("typing.", "").replace(" | None", "")
-    if value and value[-1].lstrip("-") in ("nan", "inf"):
-        allowed = "finite numbers only"
-    return f"--{key[1].replace('_', '-')} is {value[-1] if value else 'not valid'}; allowed is {allowed}"
 
 
 def _known(convert: Any, value: str) -> bool:

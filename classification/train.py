@@ -24,16 +24,17 @@ from checkpoints import (
     check_same_run,
     find_resume,
     load_part,
+    load_task_state,
     load_weights,
     read_checkpoint,
     save_checkpoint,
 )
 from engine import Training, evaluate, start_epoch, train_one_epoch
 from masks import draw_masks, measure_masks
-from options import TrainOptions, exit_with, parse_options
+from options import TrainOptions
+from parsing import exit_with, parse_options
 from report import Reporter, best_epoch, closing_table, draw_curves, epoch_line
 from timm.models import get_model_args
-from timm.utils import unwrap_model
 from tqdm import tqdm
 
 import asvit_plugin
@@ -112,7 +113,7 @@ def run_epoch(training: Training, epoch: int) -> dict[str, Any]:
     ) as bar:
         trained = train_one_epoch(training, epoch, bar)
     lr = max(group["lr"] for group in training.optimizer.param_groups)
-    model = training.model if training.ema is None else training.ema.module
+    model = training.task.get_eval_model() if training.ema is None else training.ema.module
     held_out = evaluate(model, training.eval_loader, process, training.autocast, options.channels_last)
     progress = epoch / training.epochs
     linear = training.switching is None or progress >= training.switching.linear_from
@@ -159,7 +160,7 @@ def save(training: Training, folder: Path, history: History) -> None:
 
     `best` comes first: killed between the two, the run repeats the epoch and writes the same `best` again.
     """
-    model = unwrap_model(training.model)
+    model = training.model
     state = vars(
         RunState(
             epoch=len(history) - 1,
@@ -175,6 +176,8 @@ def save(training: Training, folder: Path, history: History) -> None:
             optimizer=training.optimizer.state_dict(),
         )
     )
+    if task_state := training.task.get_task_state():
+        state["task_state"] = task_state
     if training.ema is not None:
         state["state_dict_ema"] = training.ema.module.state_dict()
     if training.scaler is not None:
@@ -195,7 +198,8 @@ def restore(training: Training, path: Path) -> History:
     """
     state = read_checkpoint(path)
     check_same_run(state, asdict(training.options), training.process.world_size, path)
-    load_weights(unwrap_model(training.model), state["state_dict"], path)
+    load_weights(training.model, state["state_dict"], path)
+    load_task_state(training.task, state, path)
     load_part(training.optimizer, state, "optimizer", path)
     if training.ema is not None:
         load_weights(training.ema.module, state.get("state_dict_ema", {}), path)

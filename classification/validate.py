@@ -8,11 +8,13 @@ python classification/validate.py --model vit_tiny_patch16_224 --pretrained --da
 from typing import Any
 
 import torch
-from assembly import make_data_config, make_model, make_process, make_schedule, place_model
+from assembly import make_data_config, make_process, make_schedule, place_model
 from checkpoints import load_weights, read_checkpoint, read_foreign
 from data import count_classes, make_eval_loader, open_dataset
 from engine import evaluate, make_autocast
-from options import ValidateOptions, exit_with, parse_options
+from options import ValidateOptions
+from parsing import exit_with, parse_options
+from pretrained import make_model
 from torch import nn
 
 
@@ -104,6 +106,7 @@ def known_options(state: dict[str, Any]) -> dict[str, Any]:
         "model_kwargs": arguments,
         **named,
         "pretrained": False,
+        "pretrained_path": "",
         "gp": None,
         "drop": None,
         "drop_path": None,

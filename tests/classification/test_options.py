@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import options
+import parsing
 import pytest
 import train
 import yaml
@@ -11,7 +12,7 @@ from runs import SCRIPTS, TINY, start
 
 
 def parse(*argv: str) -> options.TrainOptions:
-    return options.parse_options(options.TrainOptions, list(argv))
+    return parsing.parse_options(options.TrainOptions, list(argv))
 
 
 def test_both_spellings_and_bare_booleans():
@@ -47,7 +48,9 @@ def test_written_options_are_a_recipe(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(recipe):
-    assert parse("--config", str(recipe)).progressive_tokenization
+    given = yaml.safe_load(recipe.read_text())
+    parsed = asdict(parse("--config", str(recipe)))
+    assert {name: parsed[name] for name in given} == given
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""What a batch is learnt from: labels, mixed images and a teacher, as one of timm's training tasks."""
+
+from typing import Any
+
+from engine import Process
+from options import TrainOptions
+from pretrained import build
+from timm.data import Mixup
+from timm.layers import to_2tuple
+from timm.loss import create_classification_loss
+from timm.task import ClassificationTask, TrainingTask
+from torch import nn
+
+from asvit_plugin import DistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
+
+
+def make_task(options: TrainOptions, model: nn.Module, data_config: dict[str, Any], process: Process) -> TrainingTask:
+    """The task of a run, on its device, shared between processes and compiled as asked.
+
+    Raises:
+        ValueError: The teacher is not to be had, or does not fit the model.
+    """
+    criterion = make_criterion(options, model)
+    if options.kd_model_name:
+        task = make_distillation(options, model, criterion, data_config).to(process.device)
+    else:
+        task = ClassificationTask(model, criterion, device=process.device, verbose=False)
+    if options.compile:
+        task.compile()
+    if process.world_size > 1:
+        task.prepare_distributed(device_ids=[process.device.index] if process.device.type == "cuda" else None)
+    return task
+
+
+def make_criterion(options: TrainOptions, model: nn.Module) -> nn.Module:
+    """The loss of labels, of mixed targets, or of those of every patch."""
+    if options.switch_token_mix or getattr(model, "patch_head", None) is not None:
+        return PatchHeadCrossEntropy(smoothing=options.smoothing)
+    return create_classification_loss(
+        "bce" if options.bce_loss else "ce",
+        smoothing=options.smoothing,
+        soft_targets=mixes(options),
+        bce_target_thresh=options.bce_target_thresh,
+    )
+
+
+def make_distillation(
+    options: TrainOptions, model: nn.Module, criterion: nn.Module, data_config: dict[str, Any]
+) -> DistillationTask:
+    """Distillation from the teacher that the options name, at the images' size where it has one.
+
+    Raises:
+        ValueError: There is no such teacher, its weights are not to be had, or it does not fit the model.
+    """
+    kwargs = {"img_size": data_config["input_size"][-1]} | options.kd_model_kwargs
+    teacher = build("kd_model_name", options.kd_model_name, kwargs, True, options.kd_pretrained_path)
+    try:
+        return DistillationTask(
+            model,
+            teacher,
+            criterion,
+            options.kd_distill_type,
+            options.task_loss_weight,
+            options.distill_loss_weight,
+            options.kd_tokens_weight,
+            options.kd_temperature,
+            data_config["mean"],
+            data_config["std"],
+            next(model.parameters()).device,
+        )
+    except ValueError as error:
+        raise ValueError(f"--kd-model-name is {options.kd_model_name!r}: {error}") from error
+
+
+def mixes(options: TrainOptions) -> bool:
+    """Whether images and targets are mixed."""
+    return options.switch_token_mix or options.mixup > 0 or options.cutmix > 0
+
+
+def make_mixup(options: TrainOptions, model: nn.Module, input_size: tuple[int, ...]) -> Mixup | SwitchTokenMix:
+    """timm's Mixup and CutMix, or ViT-ResNAS's, whose cells are the tokens of the model's last stage.
+
+    Raises:
+        ValueError: The images do not divide into those tokens.
+    """
+    if options.switch_token_mix:
+        stride = max(to_2tuple(model.feature_info[-1]["reduction"]))
+        grid_size = [max(side // stride, 1) for side in input_size[-2:]]
+        if any(side % stride for side in input_size[-2:]):
+            raise ValueError(f"--img-size is {input_size[-1]}; --switch-token-mix needs a multiple of {stride}")
+        return SwitchTokenMix(
+            options.mixup, options.cutmix, tuple(grid_size), options.smoothing, num_classes=model.num_classes
+        )
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        mode=options.mixup_mode,
+        label_smoothing=options.smoothing,
+        num_classes=model.num_classes,
+    )
