@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-timm test-timm-all test-wheel lint clean
+.PHONY: help install demo study test test-slow test-timm test-timm-all test-wheel lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: $(INSTALLED)  ## train a small As-ViT on 1,797 real handwritten digits, an
 test: $(INSTALLED)  ## the tests (under 20 minutes on 2 cores)
 	@echo "Running the tests: about 10 minutes on 2 CPU cores, nothing is downloaded."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)
+	$(BIN)/python tools/digits_study.py --results docs/results/digits_study.json --picture docs/images/digits_study.png
 
 test-slow: $(INSTALLED)  ## the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
