@@ -52,11 +52,11 @@ class DistillationTask(TrainingTask):
         temperature: Divides logits of both before "soft" compares them.
         mean: Channel means that the images were normalised with; None for those of the student's ``pretrained_cfg``.
         std: Channel deviations, likewise.
-        device: Where the task's own parts are made.
+        device: Where the task's own parts are made; None for where the student is.
 
     Raises:
-        ValueError: The teacher has other classes or channels, a model offers no tokens, or the student's second head
-            classifies patches.
+        ValueError: A number is out of range, the teacher has other classes or channels, a model offers no tokens, or
+            the student's second head classifies patches.
     """
 
     def __init__(
@@ -73,27 +73,34 @@ class DistillationTask(TrainingTask):
         std: Sequence[float] | None = None,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(device=device, verbose=False)
+        weight = next(student_model.parameters())
+        super().__init__(device=weight.device if device is None else device, dtype=weight.dtype, verbose=False)
         check_choice("distill_type", distill_type, DISTILL_TYPES)
         _check_pair(student_model, teacher_model)
         if hasattr(student_model, "set_distilled_training"):
-            student_model.set_distilled_training(True)
+            # Without the teacher's logits nothing would train the second head, which DDP refuses.
+            student_model.set_distilled_training(distill_type != "none")
         self.criterion = create_classification_loss("ce") if criterion is None else criterion
         self.distill_type = distill_type
         self.task_loss_weight = task_loss_weight
         self.distill_loss_weight = 1 - task_loss_weight if distill_loss_weight is None else distill_loss_weight
         self.tokens_weight = tokens_weight
         self.temperature = temperature
-        self.teacher = DistillationTeacher(teacher_model.requires_grad_(False), device=self.device)
+        _check_numbers(self)
+        self.teacher = DistillationTeacher(teacher_model.requires_grad_(False), device=self.device, dtype=self.dtype)
+        self.teacher.mean_kd = _per_channel(self.teacher.mean_kd, teacher_model)
+        self.teacher.std_kd = _per_channel(self.teacher.std_kd, teacher_model)
         cfg = _IMAGENET | (getattr(student_model, "pretrained_cfg", None) or {})
-        for name, value in (("student_mean", mean or cfg["mean"]), ("student_std", std or cfg["std"])):
-            self.register_buffer(name, torch.tensor(value, device=self.device).view(1, -1, 1, 1), persistent=False)
+        for name, given in (("mean", mean), ("std", std)):
+            value = torch.tensor(cfg[name] if given is None else given, device=self.device, dtype=self.dtype)
+            self.register_buffer(f"student_{name}", _per_channel(value, student_model), persistent=False)
         self.trainable_module: nn.Module = student_model
         if tokens_weight:
             students, self.teacher_indices = pair_depths(student_model, teacher_model)
             self.prefix = share_prefix(student_model, teacher_model)
             maps = make_projections(student_model, students, teacher_model, self.teacher_indices)
-            self.trainable_module = TokenStudent(student_model, students, self.prefix, maps.to(self.device))
+            self.trainable_module = TokenStudent(student_model, students, self.prefix, maps.to(self.device, self.dtype))
+            self._forward_tokens = forward_tokens
 
     def forward(self, images: torch.Tensor, target: Any) -> dict[str, torch.Tensor]:
         """The loss of a batch.
@@ -128,7 +135,7 @@ class DistillationTask(TrainingTask):
         if not self.tokens_weight:
             return self.teacher(images), []
         model = self.teacher.model
-        features, tokens = forward_tokens(model, images, self.teacher_indices, self.prefix)
+        features, tokens = self._forward_tokens(model, images, self.teacher_indices, self.prefix)
         return model.forward_head(features), tokens
 
     def _compare_logits(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
@@ -151,11 +158,16 @@ class DistillationTask(TrainingTask):
         return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **kwargs: Any) -> nn.Module:
-        """Compile the student, and the teacher where only its logits are asked for."""
+        """Compile the student, as the task and as validation call it, and the teacher."""
         student = self.get_eval_model()
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
-        self.eval_model = student if self.tokens_weight else self.trainable_module
-        self.teacher.compile(backend=backend, mode=mode, compile_model=not self.tokens_weight, **kwargs)
+        options = {"backend": backend, "mode": mode, **kwargs}
+        self.trainable_module = torch.compile(self.trainable_module, **options)
+        if self.tokens_weight:
+            self.eval_model = torch.compile(student, **options)
+            self._forward_tokens = torch.compile(forward_tokens, **options)
+        else:
+            self.eval_model = self.trainable_module
+            self.teacher.compile(**options)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -180,9 +192,10 @@ class DistillationTask(TrainingTask):
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
-        """Load what :meth:`get_task_state` gave."""
-        if state and not ema:
-            unwrap_model(module or self.trainable_module).projection.load_state_dict(state["projection"], strict=strict)
+        """Load what :meth:`get_task_state` gave; a task that compares no tokens has no use for it."""
+        trained = unwrap_model(module or self.trainable_module)
+        if state and not ema and isinstance(trained, TokenStudent):
+            trained.projection.load_state_dict(state["projection"], strict=strict)
 
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> None:
@@ -196,3 +209,18 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(f"the teacher takes images of {channels[1]} channels and the student of {channels[0]}")
     if getattr(student, "patch_head", None) is not None:
         raise ValueError("patch_head is True with a teacher; a net has a patch head or distillation")
+
+
+def _check_numbers(task: DistillationTask) -> None:
+    for name in ("task_loss_weight", "distill_loss_weight", "tokens_weight"):
+        value = getattr(task, name)
+        if not value >= 0:  # this way round, it refuses NaN as well
+            raise ValueError(f"{name} is {value}; it must be a number from 0 up")
+    if not task.temperature > 0:
+        raise ValueError(f"temperature is {task.temperature}; it must be above 0")
+
+
+def _per_channel(values: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """(1, C, 1, 1) for the model's channels; their mean where there are others, as timm's loader does for grey ones."""
+    values, channels = values.flatten(), getattr(model, "in_chans", 3)
+    return (values if len(values) == channels else values.mean().expand(channels)).view(1, -1, 1, 1).clone()

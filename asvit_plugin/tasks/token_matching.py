@@ -1,5 +1,6 @@
 """Tokens of a student beside those of its teacher, after every block: which to compare, and how."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -74,6 +75,10 @@ def _width(model: nn.Module, index: int) -> int:
 
 
 def share_prefix(student: nn.Module, teacher: nn.Module) -> bool:
-    """Whether both have as many prefix tokens, at least one."""
+    """Whether both have as many prefix tokens, at least one, and give them after every block (cait does not)."""
+    if not all(
+        "return_prefix_tokens" in signature(each.forward_intermediates).parameters for each in (student, teacher)
+    ):
+        return False
     counts = [getattr(model, "num_prefix_tokens", 0) for model in (student, teacher)]
     return counts[0] == counts[1] > 0
