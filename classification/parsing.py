@@ -1,7 +1,10 @@
 """Reads options from the command line and from YAML files with jsonargparse; a mistake is one sentence."""
 
+import os
 import re
+import signal
 import sys
+import time
 from argparse import ArgumentError
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +15,7 @@ import jsonargparse
 from options import Counts, DataOptions, Names, Numbers
 
 Section = TypeVar("Section", bound=DataOptions)
+PATIENCE = 10  # seconds, for processes that do not start all at once
 
 
 def parse_options(
@@ -38,9 +42,21 @@ def parse_options(
 
 
 def exit_with(message: str) -> NoReturn:
-    """Prints one line to stderr and ends the program as argparse does, with status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one line to stderr and ends the program as argparse does, with status 2.
+
+    Of several processes on a machine the first one speaks, and torchrun then ends the others. One that outlives it has
+    made a mistake of its own, and speaks too.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
+    complain(message)
     raise SystemExit(2)
+
+
+def complain(message: str) -> None:
+    """Prints one line to stderr."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _parser(options_class: type[DataOptions]) -> jsonargparse.ArgumentParser:

@@ -33,6 +33,7 @@ from engine import Training, evaluate, start_epoch, train_one_epoch
 from masks import draw_masks, measure_masks
 from options import TrainOptions
 from parsing import exit_with, parse_options
+from processes import ending_together
 from report import Reporter, best_epoch, closing_table, draw_curves, epoch_line
 from timm.models import get_model_args
 from tqdm import tqdm
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> History:
         process = make_process(options.device)
         folder = Path(options.output) / (options.experiment or timm.models.safe_model_name(options.model))
         checkpoint = find_resume(options.resume, folder)
-        training = make_training(options, process)
+        with ending_together():
+            training = make_training(options, process)
         history = restore(training, checkpoint) if checkpoint else []
         if checkpoint:
             check_same_folder(checkpoint, folder)
@@ -65,12 +67,12 @@ def main(argv: list[str] | None = None) -> History:
     except ValueError as error:
         exit_with(str(error))
     try:
-        fit(training, folder, history, reporter)
+        with ending_together():
+            fit(training, folder, history, reporter)
     except FloatingPointError as error:
         exit_with(str(error))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():  # not after an error, for it may wait for processes that are gone
+        torch.distributed.destroy_process_group()
     return history
 
 
@@ -176,6 +178,8 @@ def save(training: Training, folder: Path, history: History) -> None:
             optimizer=training.optimizer.state_dict(),
         )
     )
+    if training.saved_fraction is not None:
+        state["saved_macs"] = training.saved_fraction
     if task_state := training.task.get_task_state():
         state["task_state"] = task_state
     if training.ema is not None:

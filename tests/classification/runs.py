@@ -31,3 +31,28 @@ def start(script: str, *arguments: str, **kwargs) -> subprocess.Popen:
         env=environment,
         **kwargs,
     )
+
+
+def launch(script: str, *arguments: str) -> subprocess.Popen:
+    """Starts a script in two processes with torchrun; one outside SCRIPTS is named by its whole path."""
+    path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(str(SCRIPTS / script), *arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )
+
+
+def finish(launcher: subprocess.Popen, seconds: float) -> tuple[str, str]:
+    """What torchrun and its processes wrote, when all have ended; past the time they are stopped and it is an error."""
+    try:
+        return launcher.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        launcher.terminate()  # torchrun then ends its processes, first gently
+        output, errors = launcher.communicate(timeout=60)
+        raise AssertionError(f"not finished after {seconds} s:\n{output}\n{errors}") from None
