@@ -89,7 +89,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
         eval_loader=eval_loader,
         data_config=data_config,
         epochs=epochs,
-        saved_fraction=count_savings(model, schedule, train_loader, options, data_config["input_size"]),
+        saved_fraction=count_savings(model, schedule, train_loader, options, data_config["input_size"], epochs),
     )
 
 

@@ -39,8 +39,9 @@ FREE_OPTIONS = {
 class RunState:
     """What a checkpoint of train.py always holds, under timm's names where timm has them.
 
-    Averaged weights are added as `state_dict_ema`, what a task trains beside the model as `task_state`, and the loss
-    scaling of mixed precision under timm's name for it.
+    Averaged weights are added as `state_dict_ema`, what a task trains beside the model as `task_state`, the
+    part of the training MACs that a schedule saves as `saved_macs`, and the loss scaling of mixed precision under
+    timm's name for it.
     """
 
     epoch: int
@@ -187,6 +188,8 @@ def load_task_state(task: TrainingTask, state: dict[str, Any], path: Path) -> No
     if not task.get_task_state():
         return
     try:
+        if not state["task_state"]:  # which a task takes for a state without anything
+            raise KeyError("task_state")
         task.load_task_state(state["task_state"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"'task_state' in the checkpoint {str(path)!r} is missing or does not fit this run") from error

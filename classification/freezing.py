@@ -47,11 +47,13 @@ def hold_still(model: nn.Module) -> None:
 def _names_in(part: str, model: nn.Module) -> list[str]:
     """Names of the parameters in a part of a model."""
     if part == "stem":
+        if not hasattr(model, "group_matcher"):
+            return []
         layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
         return [name for name, layer in layers.items() if layer == 0]
     if part == "backbone":
         found = model.get_classifier()
-        classifiers = found if isinstance(found, tuple) else (found,)
-        own = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
+        classifiers = [*(found if isinstance(found, tuple) else (found,)), getattr(model, "patch_head", None)]
+        own = {id(parameter) for classifier in classifiers if classifier for parameter in classifier.parameters()}
         return [name for name, parameter in model.named_parameters() if id(parameter) not in own]
     return [name for name, _ in model.named_parameters() if name == part or name.startswith(f"{part}.")]

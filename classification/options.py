@@ -346,18 +346,26 @@ class RecipeOptions(ModelOptions):
             "a name in timm.optim.list_optimizers() that needs first derivatives only (not adahessian)",
         )
         for name in ("train_img_sizes", "train_batch_sizes"):
-            self.demand(name, lambda value: min(value) >= 1, "whole numbers from 1 up")
+            self.demand(name, lambda value: bool(value) and min(value) >= 1, "whole numbers from 1 up")
         if (self.mixup or self.cutmix) and not self.switch_token_mix:
             self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
-        self._demand_company()
         if self.progressive_tokenization is None:
             self.progressive_tokenization = self.phases is not None
+        self._demand_company()
 
     def _demand_company(self) -> None:
         """Raises ValueError for options that need another one, or exclude it."""
         if self.bce_loss and self.switch_token_mix:
             raise ValueError("--bce-loss and --switch-token-mix are both on; give one of them")
-        if self.train_img_sizes and (self.progressive_tokenization or self.phases):
+        if self.train_img_sizes and self.switch_token_mix:
+            raise ValueError("--train-img-sizes and --switch-token-mix are both given; give one of them")
+        if self.switch_token_mix and not (self.mixup or self.cutmix):
+            raise ValueError("--switch-token-mix is on; it needs --mixup or --cutmix above 0")
+        if not self.kd_model_name and (self.kd_model_kwargs or self.kd_pretrained_path or self.kd_tokens_weight):
+            raise ValueError("--kd-model-kwargs, --kd-pretrained-path and --kd-tokens-weight need --kd-model-name")
+        if self.kd_model_name and self.kd_distill_type == "none" and not self.kd_tokens_weight:
+            raise ValueError("--kd-distill-type is 'none'; without --kd-tokens-weight nothing is learnt of the teacher")
+        if self.train_img_sizes and self.progressive_tokenization:
             raise ValueError("--train-img-sizes and --progressive-tokenization are both given; give one of them")
         if self.train_img_sizes is None:
             if self.train_size_schedule == "progressive" or self.train_batch_sizes:
@@ -401,11 +409,13 @@ class ValidateOptions(ModelOptions):
     Args:
         checkpoint: Weights to measure. One that train.py wrote knows its model and its data; other options given
             here win over what it knows.
+        results_file: JSON file to write the measurements to.
         use_ema: Measure the averaged weights where the checkpoint has them, as training does.
     """
 
     model: str = ""
     checkpoint: str = ""
+    results_file: str = ""
     use_ema: bool = True
 
 

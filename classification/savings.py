@@ -1,6 +1,7 @@
 """What coarse tokens, or small images, save of the arithmetic of a training."""
 
 from options import TrainOptions
+from pretrained import first_line
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 from torch import nn
 from torch.utils.data import DataLoader
@@ -15,6 +16,7 @@ def count_savings(
     loader: DataLoader,
     options: TrainOptions,
     input_size: tuple[int, int, int],
+    epochs: int,
 ) -> float | None:
     """Part of the training MACs that a run saves against one with all tokens of full images throughout.
 
@@ -24,6 +26,7 @@ def count_savings(
         loader: Training batches.
         options: With the sizes of training images, if there are several.
         input_size: Full size, (C, H, W).
+        epochs: Length of the run, which may cool down after `--epochs`.
 
     Returns:
         The saved part; None for a run that has neither.
@@ -38,7 +41,7 @@ def count_savings(
         return None
     costs = _costs_of_sizes(model, options.train_img_sizes, input_size)
     spent, images = 0, 0
-    for epoch in range(options.epochs):
+    for epoch in range(epochs):
         sampler.epoch = epoch
         for choice, batch_size in sampler.schedule:
             spent, images = spent + batch_size * costs[choice], images + batch_size
@@ -54,3 +57,5 @@ def _costs_of_sizes(model: nn.Module, sides: list[int], input_size: tuple[int, i
             f"--train-img-sizes is {sides}; this model takes {input_size[-1]} only (timm's ViTs take others with "
             "--model-kwargs.dynamic_img_size true)"
         ) from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--train-img-sizes is {sides}; the model does not take them: {first_line(error)}") from error

@@ -4,7 +4,7 @@ from typing import Any
 
 from engine import Process
 from options import TrainOptions
-from pretrained import build
+from pretrained import build, first_line
 from timm.data import Mixup
 from timm.layers import to_2tuple
 from timm.loss import create_classification_loss
@@ -12,6 +12,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from asvit_plugin import DistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
+from asvit_plugin.costs import run_on_meta
 
 
 def make_task(options: TrainOptions, model: nn.Module, data_config: dict[str, Any], process: Process) -> TrainingTask:
@@ -33,8 +34,15 @@ def make_task(options: TrainOptions, model: nn.Module, data_config: dict[str, An
 
 
 def make_criterion(options: TrainOptions, model: nn.Module) -> nn.Module:
-    """The loss of labels, of mixed targets, or of those of every patch."""
-    if options.switch_token_mix or getattr(model, "patch_head", None) is not None:
+    """The loss of labels, of mixed targets, or of those of every patch.
+
+    Raises:
+        ValueError: It is to be binary, and patches have none such.
+    """
+    has_patch_head = getattr(model, "patch_head", None) is not None
+    if has_patch_head and options.bce_loss:
+        raise ValueError("--bce-loss is on; a model with a patch head learns by softmax cross entropy")
+    if options.switch_token_mix or has_patch_head:
         return PatchHeadCrossEntropy(smoothing=options.smoothing)
     return create_classification_loss(
         "bce" if options.bce_loss else "ce",
@@ -52,8 +60,10 @@ def make_distillation(
     Raises:
         ValueError: There is no such teacher, its weights are not to be had, or it does not fit the model.
     """
-    kwargs = {"img_size": data_config["input_size"][-1]} | options.kd_model_kwargs
+    img_size = data_config["input_size"][-1]
+    kwargs = {"img_size": img_size} | options.kd_model_kwargs
     teacher = build("kd_model_name", options.kd_model_name, kwargs, True, options.kd_pretrained_path)
+    check_sizes(teacher, options, img_size)
     try:
         return DistillationTask(
             model,
@@ -70,6 +80,19 @@ def make_distillation(
         )
     except ValueError as error:
         raise ValueError(f"--kd-model-name is {options.kd_model_name!r}: {error}") from error
+
+
+def check_sizes(teacher: nn.Module, options: TrainOptions, img_size: int) -> None:
+    """Raises ValueError if a teacher does not take images of all sizes of the training; nothing is computed."""
+    for side in {img_size, *(options.train_img_sizes or [])}:
+        try:
+            run_on_meta(teacher, (getattr(teacher, "in_chans", 3), side, side))
+        except NotImplementedError:  # it cannot run without values
+            return
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"--kd-model-name is {options.kd_model_name!r}; it takes no images of {side} px: {first_line(error)}"
+            ) from error
 
 
 def mixes(options: TrainOptions) -> bool:

@@ -5,6 +5,7 @@ python classification/validate.py --model local-dir:output/as_vit_small/export -
 python classification/validate.py --model vit_tiny_patch16_224 --pretrained --data-dir /data/imagenet
 """
 
+import json
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from options import ValidateOptions
 from parsing import exit_with, parse_options
 from pretrained import make_model
 from torch import nn
+
+from asvit_plugin.atomic import write_atomically
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -34,6 +37,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if state is not None:  # parsed again: what the command line gives wins over what the checkpoint knows
             options = parse_options(ValidateOptions, argv, defaults=known_options(state))
         result = validate(options, state)
+        if options.results_file:
+            write_atomically(options.results_file, lambda file: file.write(json.dumps(result).encode()))
     except ValueError as error:
         exit_with(str(error))
     print(

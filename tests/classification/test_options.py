@@ -40,7 +40,10 @@ def test_command_line_wins_over_recipe(tmp_path):
 
 
 def test_written_options_are_a_recipe(tmp_path):
-    first = parse("--lr", "0.3", "--scale", "0.5", "1", "--model-kwargs.img_size", "32")
+    lists = ["--freeze", "stem", "blocks.0", "--train-img-sizes", "8", "16", "--train-batch-sizes", "4", "2"]
+    teacher = ["--kd-model-name", "vit", "--kd-model-kwargs.depth", "2", "--kd-tokens-weight", "0.5"]
+    first = parse("--lr", "0.3", "--scale", "0.5", "1", "--model-kwargs.img_size", "32", *lists, *teacher)
+    assert (first.freeze, first.train_img_sizes, first.kd_model_kwargs) == (["stem", "blocks.0"], [8, 16], {"depth": 2})
     recipe = tmp_path / "args.yaml"
     recipe.write_text(yaml.safe_dump(asdict(first)))
     assert parse("--config", str(recipe)) == first
@@ -102,6 +105,28 @@ def test_recipes_parse(recipe):
         (["--lr", "nan"], ["--lr", "nan", "finite"]),
         (["--min-lr", "inf"], ["--min-lr", "inf", "finite"]),
         (["--mean", "nan"], ["--mean", "nan", "finite"]),
+        (["--kd-model-name", "x", "--kd-tokens-weight", "-1"], ["--kd-tokens-weight", "-1", "from 0 up"]),
+        (["--kd-temperature", "0"], ["--kd-temperature", "0", "above 0"]),
+        (["--kd-temperature", "nan"], ["--kd-temperature", "nan", "finite"]),
+        (["--kd-distill-type", "both"], ["--kd-distill-type", "both", "soft", "hard", "none"]),
+        (["--kd-tokens-weight", "1"], ["--kd-tokens-weight", "--kd-model-name"]),
+        (["--kd-pretrained-path", "x"], ["--kd-pretrained-path", "--kd-model-name"]),
+        (["--kd-model-kwargs.depth", "1"], ["--kd-model-kwargs", "--kd-model-name"]),
+        (["--kd-model-name", "x", "--kd-distill-type", "none"], ["--kd-distill-type", "none", "--kd-tokens-weight"]),
+        (["--task-loss-weight", "-1"], ["--task-loss-weight", "-1", "from 0 up"]),
+        (["--distill-loss-weight", "-0.5"], ["--distill-loss-weight", "-0.5", "from 0 up"]),
+        (["--sync-bn", "perhaps"], ["--sync-bn", "perhaps", "bool"]),
+        (["--freeze"], ["--freeze"]),
+        (["--train-img-sizes", "8", "half"], ["--train-img-sizes", "half", "int"]),
+        (["--train-img-sizes", "8", "-16"], ["--train-img-sizes", "[8, -16]", "from 1 up"]),
+        (["--train-img-sizes", "8", "16", "--train-batch-sizes", "0", "1"], ["--train-batch-sizes", "[0, 1]"]),
+        (["--train-size-schedule", "falling"], ["--train-size-schedule", "falling", "progressive"]),
+        (["--train-size-schedule-spread", "-1"], ["--train-size-schedule-spread", "-1", "from 0 up"]),
+        (["--train-size-random-mix", "1.5"], ["--train-size-random-mix", "1.5", "from 0 to 1"]),
+        (["--switch-token-mix"], ["--switch-token-mix", "--mixup", "--cutmix"]),
+        (["--switch-token-mix", "--mixup", "-1"], ["--mixup", "-1", "from 0 up"]),
+        (["--switch-token-mix", "--mixup", "1", "--bce-loss"], ["--bce-loss", "--switch-token-mix"]),
+        (["--pretrained-path", "nosuch"], ["--pretrained-path", "nosuch", "hf-hub:ID"]),
     ],
 )
 def test_mistakes_give_one_sentence(

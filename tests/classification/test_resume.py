@@ -155,7 +155,7 @@ def test_refuses_checkpoints_with_a_wrong_part(
 
 def test_refuses_checkpoints_without_a_part(finished: Path, tmp_path: Path) -> None:
     state = torch.load(finished / "last.pth.tar", weights_only=True)
-    assert set(get_type_hints(RunState)) | {"state_dict_ema"} == set(state)
+    assert set(get_type_hints(RunState)) | {"state_dict_ema", "saved_macs"} == set(state)
     for name in get_type_hints(RunState):
         torch.save({key: value for key, value in state.items() if key != name}, tmp_path / "bad.pth.tar")
         with pytest.raises(ValueError, match=f"bad.pth.tar.* was not written by train.py: '{name}' is missing"):
