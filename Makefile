@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study test test-slow test-timm test-timm-all test-wheel lint clean
+.PHONY: help install demo demo-detection study test test-slow test-timm test-timm-all test-wheel lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -29,6 +29,14 @@ demo: $(INSTALLED)  ## train a small As-ViT on 1,797 real handwritten digits, an
 test: $(INSTALLED)  ## the tests (under 20 minutes on 2 cores)
 	@echo "Running the tests: about 10 minutes on 2 CPU cores, nothing is downloaded."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritten digits (needs detectron2 in .venv; 10 minutes)
+	@$(BIN)/python detection/train_net.py --help > /dev/null
+	rm -rf output/tiny_mask_rcnn_as_vit
+	$(BIN)/python detection/digits_scenes.py --output output/digits_scenes --train 1200 --val 100
+	$(BIN)/python detection/train_net.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml
+	$(BIN)/python detection/draw_predictions.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml \
+		--picture output/tiny_mask_rcnn_as_vit/predictions.png
 
 study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)
 	$(BIN)/python tools/digits_study.py --results docs/results/digits_study.json --picture docs/images/digits_study.png

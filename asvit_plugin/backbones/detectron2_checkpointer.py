@@ -7,6 +7,7 @@ from timm.models import load_state_dict
 
 from ._detectron2 import DetectionCheckpointer
 from .building import HUB
+from .trunk import FeatureTrunk
 from .weights import find_trunk, load_trunk_weights
 
 
@@ -32,6 +33,8 @@ class TimmCheckpointer(DetectionCheckpointer):
 
     def _timm_weights(self, path: str) -> str | None:
         """Where the weights are on this machine or the hub; None for those that detectron2 reads itself."""
+        if not any(isinstance(module, FeatureTrunk) for module in self.model.modules()):
+            return None  # a detector of detectron2's own, which has no trunk to read them into
         if path.startswith(HUB) or Path(path).is_dir():
             return path
         if "?" in path or path.endswith((".pkl", ".pyth")):

@@ -1,0 +1,116 @@
+"""Training and evaluation by a LazyConfig: the same parts as for yacs, around detectron2's simple trainers."""
+
+import argparse
+from typing import Any
+
+import torch
+from detection_config import DTYPES
+from detectron2.config import LazyCall, instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from parts import ClipGradients, NamingMapper, RunCheckpointer, check_weights, load_for_evaluation
+from schedules_config import make_schedules
+from torch import nn
+
+from asvit_plugin.hooks.detectron2_hook import ScheduleHook
+
+
+class LazyTrainer:
+    """A LazyConfig's model, data, optimizer and hooks, at iteration 0 or that of the last checkpoint.
+
+    Args:
+        cfg: The config.
+        resume: Go on from the last checkpoint, if there is one.
+    """
+
+    def __init__(self, cfg: DictConfig, resume: bool) -> None:
+        self.cfg = cfg
+        model = instantiate(cfg.model).to(cfg.train.device)
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        self.schedules = make_schedules(cfg, model)
+        self.model = create_ddp_model(model, **cfg.train.ddp)
+        self.trainer = self._make_trainer(optimizer)
+        self.checkpointer = RunCheckpointer(self.model, cfg.train.output_dir, trainer=self.trainer)
+        self.results: dict[str, Any] = {}
+        self.trainer.register_hooks(self._make_hooks())
+        self.checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+        going_on = resume and self.checkpointer.has_checkpoint()
+        self.start_iter = self.trainer.iter + 1 if going_on else 0  # a checkpoint has the iteration that has just ended
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, and give the last results."""
+        self.trainer.train(self.start_iter, self.cfg.train.max_iter)
+        return self.results
+
+    def _make_trainer(self, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
+        loader = instantiate(naming(self.cfg.dataloader.train))
+        amp = self.cfg.train.amp
+        if not amp.enabled:
+            return SimpleTrainer(self.model, loader, optimizer)
+        return AMPTrainer(self.model, loader, optimizer, precision=DTYPES[amp.dtype])
+
+    def _make_hooks(self) -> list[hooks.HookBase | None]:
+        """The schedules come first: the last evaluation then sees their end."""
+        train = self.cfg.train
+        main = comm.is_main_process()
+        writers = default_writers(str(train.output_dir), train.max_iter) if main else []
+        return [
+            ScheduleHook(self.schedules) if self.schedules else None,
+            ClipGradients(train.clip_norm) if train.clip_norm else None,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(self.cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if main else None,
+            hooks.EvalHook(train.eval_period, self._evaluate),
+            hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
+        ]
+
+    def _evaluate(self) -> dict[str, Any]:
+        self.results = test(self.cfg, self.model)
+        return self.results
+
+
+def naming(loader: DictConfig) -> DictConfig:
+    """A loader's config whose mapper says which image it failed at."""
+    if "mapper" not in loader or loader.mapper.get("_target_", None) is NamingMapper:
+        return loader
+    loader = loader.copy()
+    loader.mapper = LazyCall(NamingMapper)(mapper=loader.mapper)
+    return loader
+
+
+def test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Results of a model, if the config has an evaluator."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, instantiate(naming(cfg.dataloader.test)), evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def make_detector(cfg: DictConfig, resume: bool = False) -> nn.Module:
+    """A detector with its weights, in the state that it was trained in."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    load_for_evaluation(cfg, model, resume)
+    return model.eval()
+
+
+def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Results of a checkpoint."""
+    return test(cfg, create_ddp_model(make_detector(cfg, args.resume), **cfg.train.ddp))
+
+
+def start_training(cfg: DictConfig, args: argparse.Namespace) -> LazyTrainer:
+    """A trainer with all that it needs, at iteration 0 or that of the last checkpoint."""
+    check_weights(cfg)
+    return LazyTrainer(cfg, args.resume)
+
+
+def finish_training(trainer: LazyTrainer) -> dict[str, Any]:
+    """Trains to the end, and gives the last results."""
+    return trainer.train()
