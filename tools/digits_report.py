@@ -31,7 +31,8 @@ def main() -> None:
 
 def print_tables(rows: list[Row]) -> None:
     """Prints the Markdown table of every study that there are runs of."""
-    print("\n\n".join(table(study, rows) for study in ("tokens", "castling", "mixing") if arms_of(study, rows)))
+    tables = [table(study, rows) for study in ("tokens", "castling", "mixing") if arms_of(study, rows)]
+    print("\n\n".join([*tables, mask_table(rows)] if arms_of("castling", rows) else tables))
 
 
 def table(study: str, rows: list[Row]) -> str:
@@ -40,13 +41,27 @@ def table(study: str, rows: list[Row]) -> str:
         head = ["", *STEPS]
         body = [[arm, *(_spread(steps) for steps in zip(*map(steps_of, own)))] for arm, own in arms_of(study, rows)]
     else:
-        head = ["", "held-out top-1, last epoch", "training MACs saved", "training time"]
-        body = [
-            [arm, _spread([run["top1"][-1] for run in own]), _saved(own), _time(own)]
-            for arm, own in arms_of(study, rows)
-        ]
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        head = ["", "held-out top-1, last epoch"]
+        body = [[arm, _spread([run["top1"][-1] for run in own])] for arm, own in arms_of(study, rows)]
+    if study == "tokens":
+        head += ["training MACs saved", "training time"]
+        for line, (_, own) in zip(body, arms_of(study, rows)):
+            line += [_saved(own), _time(own)]
+    return _markdown([head, *body])
+
+
+def mask_table(rows: list[Row], arm: str = "branch and convolution") -> str:
+    """Markdown table of the mask density of every block after every epoch, mean over the seeds of a castling arm."""
+    runs = [row["masks"] for row in rows if row["study"] == "castling" and row["arm"] == arm]
+    body = [
+        [block, *(f"{statistics.mean(epoch[block][0] for epoch in epochs):.1%}" for epochs in zip(*runs))]
+        for block in runs[0][0]
+    ]
+    return _markdown([["epoch", *(str(i + 1) for i in range(len(runs[0])))], *body])
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
 def arms_of(study: str, rows: list[Row]) -> list[tuple[str, list[Row]]]:
@@ -62,13 +77,6 @@ def steps_of(run: Row) -> list[float | None]:
     faded = next(i for i, blend in enumerate(run["blend"]) if blend == 1)
     masked = [i for i, threshold in enumerate(run["threshold"]) if threshold < 1 and i >= faded]
     return [run["untrained"], run["top1"][faded], run["top1"][masked[-1]] if masked else None, run["top1"][-1]]
-
-
-def densities(rows: list[Row], arm: str) -> dict[str, list[float]]:
-    """Mask density of every block after every epoch, mean over the runs of an arm of the castling study."""
-    runs = [row["masks"] for row in rows if row["study"] == "castling" and row["arm"] == arm]
-    blocks = runs[0][0]
-    return {block: [statistics.mean(r[block][0] for r in epoch) for epoch in zip(*runs)] for block in blocks}
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -124,13 +132,13 @@ def _mean(values: Any) -> float | None:
 def _spread(values: Any) -> str:
     present = [value for value in values if value is not None]
     if not present:
-        return ""
+        return "-"
     return f"{statistics.mean(present):.2f} ± {statistics.stdev(present) if len(present) > 1 else 0:.2f}"
 
 
 def _saved(runs: list[Row]) -> str:
     saved = _mean(run["saved_macs"] for run in runs)
-    return "" if saved is None else f"{saved:.1%}"
+    return "-" if saved is None else f"{saved:.1%}"
 
 
 def _time(runs: list[Row]) -> str:

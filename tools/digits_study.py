@@ -5,7 +5,7 @@
 
 `tokens`: all tokens throughout, progressive tokenization, and timm's progressive resizing of the images.
 `castling`: a softmax teacher made linear, with and without what the linear attention is helped by on the way.
-`mixing`: ViT-ResNAS with SwitchTokenMix, with timm's Mixup and CutMix, and with neither.
+`mixing`: ViT-ResNAS with and without SwitchTokenMix.
 
 A study that was stopped goes on where it was. Finished, it writes a JSON file and a picture, and prints the tables
 of docs/digits_study.md.
@@ -49,7 +49,6 @@ NET = (
     "(1, (128, 8, 16), (128, 384), 1), (1, (128, 8, 16), (128, 384), 1), (2, 128, 10))"
 )
 RESNAS = f"{FIXED} --model vit_resnas --img-size 168 --epochs 12 --model-kwargs '{{network_def: \"{NET}\"}}'"
-MIXED = f"{RESNAS} --mixup 0.8 --cutmix 1"
 
 # Arms of each study, as options of train.py. {teacher} is the export of the arm `teacher` with the same seed.
 STUDIES = {
@@ -71,8 +70,7 @@ STUDIES = {
     },
     "mixing": {
         "no mixing": RESNAS,
-        "Mixup or CutMix": MIXED,
-        "SwitchTokenMix": f"{MIXED} --switch-token-mix --model-kwargs.patch_head true",
+        "SwitchTokenMix": f"{RESNAS} --mixup 0.8 --cutmix 1 --switch-token-mix --model-kwargs.patch_head true",
     },
 }
 SEEDS = {"tokens": 5, "castling": 3, "mixing": 3}

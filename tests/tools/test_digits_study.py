@@ -56,6 +56,7 @@ def test_docs_show_the_results() -> None:
     text = (ROOT / "docs" / "digits_study.md").read_text()
     for study in ("tokens", "castling", "mixing"):
         assert digits_report.table(study, rows) in text
+    assert digits_report.mask_table(rows) in text
     for study, seeds in digits_study.SEEDS.items():
         arms = digits_report.arms_of(study, rows)
         assert [arm for arm, _ in arms] == list(digits_study.STUDIES[study])
