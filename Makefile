@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## train a small As-ViT on 1,797 real handwritten digits, an
 	$(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml
 
 test: $(INSTALLED)  ## the tests (under 20 minutes on 2 cores)
-	@echo "Running the tests: about 10 minutes on 2 CPU cores, nothing is downloaded."
+	@echo "Running the tests: about 15 minutes on 2 CPU cores, nothing is downloaded."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritten digits (needs detectron2 in .venv; 10 minutes)
