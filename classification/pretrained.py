@@ -1,29 +1,17 @@
 """Builds models with their weights: from timm's sources, a file, a folder or the hub, and never from half of them."""
 
-import json
 import pickle
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from options import ModelOptions
 from safetensors import SafetensorError
-from timm.models import (
-    PretrainedCfg,
-    load_state_dict,
-    parse_model_name,
-    resolve_model_input_args,
-)
+from timm.models import load_state_dict, parse_model_name, resolve_model_input_args
 from torch import nn
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # as timm names them
-HUB = "hf-hub:"
-# What classifiers are called by timm's configs, torchvision and the authors of As-ViT and ViT-ResNAS.
-CLASSIFIERS = ("head", "head.fc", "fc", "classifier", "cls_head", "head.2")
+from asvit_plugin.models.weight_sources import HUB, describe_weights, find_weights, read_normalisation
+
 _ERRORS = (
     *(AssertionError, AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -116,61 +104,20 @@ def _overlay(path: str, path_option: str, name: str, kwargs: dict[str, Any]) -> 
     `config.json` beside them says.
     """
     cfg = timm.get_pretrained_cfg(kwargs.get("base", name))
-    own = (3, 224, 224) if cfg is None else cfg.input_size
-    file, config = _download(path.removeprefix(HUB)) if path.startswith(HUB) else _find_file(path, path_option)
-    classes, channels = _read_shape(file, cfg, path_option)
-    overlay = {"file": str(file), "num_classes": classes, "input_size": (channels or own[0], *own[1:])}
-    if config is not None:
-        found = json.loads(config.read_text())
-        found = found.get("pretrained_cfg", found)  # older files have it all on one level
-        overlay |= {name: found[name] for name in ("mean", "std") if found.get(name)}
-    weights = {"pretrained_cfg_overlay": overlay, "in_chans": kwargs.get("in_chans") or own[0]}
-    if classes != kwargs.get("num_classes"):
-        _create(name, kwargs | weights | {"num_classes": classes}, True)
-    return weights
-
-
-def _download(repository: str) -> tuple[Path, Path]:
-    """The weight file and the config of a hub's repository, in this machine's cache."""
-    name, _, revision = repository.partition("@")
-    config = Path(hf_hub_download(name, "config.json", revision=revision or None))
-    for file in WEIGHT_FILES:
-        try:
-            return Path(hf_hub_download(name, file, revision=revision or None)), config
-        except EntryNotFoundError as error:  # also said of a file that is not in the cache, where there is no network
-            missing = error
-    raise missing
-
-
-def _find_file(path: str, path_option: str) -> tuple[Path, Path | None]:
-    """The weight file that a path names, or that lies in the folder that it names with its config, if any."""
-    if Path(path).is_file():
-        return Path(path), None
-    found = [Path(path, name) for name in WEIGHT_FILES if Path(path, name).is_file()]
-    if not found:
-        allowed = f"a file, a folder with {' or '.join(WEIGHT_FILES)}, or hf-hub:ID"
-        raise ValueError(f"--{path_option} is {path!r}; allowed is {allowed}")
-    config = Path(path, "config.json")
-    return found[0], config if config.is_file() else None
-
-
-def _read_shape(file: Path, cfg: PretrainedCfg | None, path_option: str) -> tuple[int, int | None]:
-    """Classes of the classifier in a weight file, 0 if it has none; and channels of the images that it is for."""
+    cfg = {} if cfg is None else cfg.to_dict()
+    file, config = find_weights(path, f"--{path_option}")
     try:
         weights = load_state_dict(str(file))
-        weights = weights.get("model", weights)
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items() if hasattr(tensor, "shape")}
     except Exception as error:  # a damaged file fails in as many ways as there are places for the damage
         raise ValueError(f"--{path_option} is {str(file)!r}; it is damaged or holds no weights") from error
-    names = [f"{name}.weight" for name in (*_as_tuple(cfg and cfg.classifier), *CLASSIFIERS)]
-    classes = [shapes[name][0] for name in names if len(shapes.get(name, ())) in (2, 4)]
-    stems = [shapes.get(f"{name}.weight", ()) for name in _as_tuple(cfg and cfg.first_conv)]
-    channels = [shape[1] for shape in stems if len(shape) == 4 and shape[1] in (1, 3)]
-    return (classes or [0])[0], (channels or [None])[0]
-
-
-def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
+    overlay = {"file": str(file), **describe_weights(weights.get("model", weights), cfg), **read_normalisation(config)}
+    arguments = {
+        "pretrained_cfg_overlay": overlay,
+        "in_chans": kwargs.get("in_chans") or cfg.get("input_size", (3,))[0],
+    }
+    if overlay["num_classes"] != kwargs.get("num_classes"):
+        _create(name, kwargs | arguments | {"num_classes": overlay["num_classes"]}, True)
+    return arguments
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

@@ -8,17 +8,12 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from timm.models import load_state_dict, parse_model_name
 from torch import nn
 
 from ..models._build import reading_weights
+from ..models.weight_sources import describe_weights, find_weights
 
-HUB = "hf-hub:"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # as timm names them
-# What classifiers are called by timm's models, torchvision's, and the authors of As-ViT and ViT-ResNAS.
-CLASSIFIERS = ("head", "head.fc", "fc", "classifier", "cls_head", "head.2")
 # How timm's models say that images differ in size; each is passed to those that take it.
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True, "strict_img_size": False}
 
@@ -105,22 +100,19 @@ def _overlay(recipe: TrunkRecipe) -> dict[str, Any]:
 
     timm is only strict where the model has as many classes as the weights, so it is built with those.
     """
-    file = _find_file(recipe.weights)
+    try:
+        file, _ = find_weights(recipe.weights, "weights")
+    except OSError as error:
+        raise ValueError(
+            f"weights is {recipe.weights!r}; it cannot be downloaded: {' '.join(str(error).split())}"
+        ) from error
     if file.suffix in (".npz", ".npy"):  # read by the model's own method, which says what is missing
         return {"pretrained_cfg_overlay": {"source": "", "file": str(file), "custom_load": True}}
-    cfg = _config(recipe)
     with reading_weights(recipe.name, pretrained_cfg_overlay={"file": str(file)}):
-        state = load_state_dict(str(file))
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if hasattr(tensor, "shape")}
-    classifiers = (*_as_tuple(cfg.get("classifier")), *CLASSIFIERS)
-    classes = [shapes[f"{name}.weight"][0] for name in classifiers if len(shapes.get(f"{name}.weight", ())) in (2, 4)]
-    stems = [shapes.get(f"{name}.weight", ()) for name in _as_tuple(cfg.get("first_conv"))]
-    channels = [stem[1] for stem in stems if len(stem) == 4] or [3]
-    size = cfg.get("input_size") or (3, 224, 224)
-    num_classes = (classes or [0])[0]
-    overlay = {"file": str(file), "num_classes": num_classes, "input_size": (channels[0], *size[1:])}
+        described = describe_weights(load_state_dict(str(file)), _config(recipe))
     # without a source, or timm prefers the folder that the name stands for
-    return {"pretrained_cfg_overlay": {"source": "", **overlay}, "num_classes": num_classes}
+    overlay = {"source": "", "file": str(file), **described}
+    return {"pretrained_cfg_overlay": overlay, "num_classes": described["num_classes"]}
 
 
 def _config(recipe: TrunkRecipe) -> dict[str, Any]:
@@ -130,33 +122,3 @@ def _config(recipe: TrunkRecipe) -> dict[str, Any]:
         return cfg.to_dict() if cfg else {}
     with torch.device("meta"):
         return timm.create_model(recipe.name, pretrained=False).pretrained_cfg
-
-
-def _find_file(weights: str) -> Path:
-    """The weight file that ``weights`` names; one of the hub is downloaded into this machine's cache."""
-    if weights.startswith(HUB):
-        return _download(weights)
-    path = Path(weights)
-    found = [path] if path.is_file() else [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not found:
-        allowed = f"a file, a folder with {' or '.join(WEIGHT_FILES)}, or {HUB}ID"
-        raise ValueError(f"weights is {weights!r}; it must be {allowed}")
-    return found[0]
-
-
-def _download(weights: str) -> Path:
-    repository, _, revision = weights.removeprefix(HUB).partition("@")
-    reason = ""
-    for file in WEIGHT_FILES:
-        try:
-            return Path(hf_hub_download(repository, file, revision=revision or None))
-        except EntryNotFoundError as error:  # also said of a file that is not in the cache, where there is no network
-            reason = str(error)
-        except (OSError, ValueError) as error:
-            reason = str(error)
-            break
-    raise ValueError(f"weights is {weights!r}; it cannot be downloaded: {' '.join(reason.split())}")
-
-
-def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())

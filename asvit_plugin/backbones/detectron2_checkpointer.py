@@ -5,8 +5,8 @@ from typing import Any
 
 from timm.models import load_state_dict
 
+from ..models.weight_sources import HUB
 from ._detectron2 import DetectionCheckpointer
-from .building import HUB
 from .trunk import FeatureTrunk
 from .weights import find_trunk, load_trunk_weights
 

@@ -112,7 +112,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (repository, revision) == ("me/net", "v1")
         return str(tmp_path / file)
 
-    monkeypatch.setattr("asvit_plugin.backbones.building.hf_hub_download", download)
+    monkeypatch.setattr("asvit_plugin.models.weight_sources.hf_hub_download", download)
     check_equal(FeatureTrunk(**arguments("as_vit", weights="hf-hub:me/net@v1")), model)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="weights is 'hf-hub:me/no_such'; it cannot be downloaded") as caught:

@@ -211,7 +211,7 @@ def test_files_without_weights(
     if content is not None:
         path.write_bytes(content)
     message = refusal(capfd, *TINY, *model, "--pretrained-path", str(path), "--output", str(tmp_path))
-    words = "allowed is a file, a folder with" if content is None else "damaged or holds no weights"
+    words = "it must be a file, a folder with" if content is None else "damaged or holds no weights"
     assert f"--pretrained-path is {str(path)!r}; " in message
     assert words in message
 
@@ -220,7 +220,7 @@ def test_sources_that_contradict_or_hold_nothing(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     message = refusal(capfd, *TINY, "--pretrained-path", str(tmp_path), "--output", str(tmp_path))
-    assert f"--pretrained-path is {str(tmp_path)!r}; allowed is a file, a folder with model.safetensors" in message
+    assert f"--pretrained-path is {str(tmp_path)!r}; it must be a file, a folder with model.safetensors" in message
     folder = f"local-dir:{finished / 'export'}"
     message = refusal(capfd, "--model", folder, "--pretrained-path", str(finished / "export"))
     assert "has weights of its own, give one of them" in message

@@ -369,7 +369,7 @@ def test_grey_student(tokens_weight: float, channels: int, given: dict[str, Any]
         (vit, vit, dict(temperature=0), "temperature is 0; .* above 0"),
         (vit, vit, dict(temperature=-1.0), "temperature is -1.0; .* above 0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_does_not_fit_gets_one_sentence(
     student: Callable[[], nn.Module], teacher: Callable[[], nn.Module], kwargs: dict[str, Any], message: str
