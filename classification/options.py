@@ -5,7 +5,7 @@ Every option can be given on the command line (`--drop-path 0.1` or `--drop_path
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from timm.data import str_to_interp_mode
@@ -16,6 +16,13 @@ Numbers = list[float]
 Counts = list[int]
 Names = list[str]
 FILTERS = "nearest, bilinear, bicubic or another filter of PIL"
+# Options that do nothing without another one.
+TEACHING = (
+    *("kd_model_kwargs", "kd_pretrained_path", "kd_distill_type", "kd_temperature", "kd_tokens_weight"),
+    *("task_loss_weight", "distill_loss_weight"),
+)
+SIZING = ("train_batch_sizes", "train_size_schedule", "train_size_schedule_spread", "train_size_random_mix")
+MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_mode")
 READERS = ("hfds", "hfids", "tfds", "wds", "torch")
 
 
@@ -123,22 +130,18 @@ class ModelOptions(DataOptions):
         pretrained: Start from pretrained weights.
         pretrained_path: Where those are, instead of where timm has them: a file, a folder or `hf-hub:ID`. They are
             brought to the model's image size, channels and classes. Implies `pretrained`.
-        initial_checkpoint: Weights to start from; they must cover the model completely.
         drop: Dropout rate before the classifier.
         drop_path: Stochastic depth rate.
         gp: Global pooling of the classifier, e.g. `avg` or `token`.
-        grad_checkpointing: Recompute activations in the backward pass to save memory.
         compile: Run the model through torch.compile.
     """
 
     model: str = "as_vit_small"
     pretrained: bool = False
     pretrained_path: str = ""
-    initial_checkpoint: str = ""
     drop: float | None = None
     drop_path: float | None = None
     gp: str | None = None
-    grad_checkpointing: bool = False
     compile: bool = False
 
 
@@ -147,6 +150,8 @@ class RecipeOptions(ModelOptions):
     """Recipe: optimizer, learning rate, regularisation, progressive tokenization, attention switching.
 
     Args:
+        initial_checkpoint: Weights to start from; they must cover the model completely.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
         opt: Optimizer, by timm's name for it.
         opt_eps: Epsilon of the optimizer.
         opt_betas: Betas of the optimizer.
@@ -224,6 +229,8 @@ class RecipeOptions(ModelOptions):
         mask_threshold: Where the threshold starts; by default max(0.02, 4 / tokens).
     """
 
+    initial_checkpoint: str = ""
+    grad_checkpointing: bool = False
     opt: str = "adamw"
     opt_eps: float | None = None
     opt_betas: Numbers | None = None
@@ -348,7 +355,11 @@ class RecipeOptions(ModelOptions):
         for name in ("train_img_sizes", "train_batch_sizes"):
             self.demand(name, lambda value: bool(value) and min(value) >= 1, "whole numbers from 1 up")
         if (self.mixup or self.cutmix) and not self.switch_token_mix:
-            self.demand("batch_size", lambda value: value % 2 == 0, "an even number where --mixup or --cutmix is on")
+            even = "even numbers where --mixup or --cutmix is on"
+            if self.train_batch_sizes:
+                self.demand("train_batch_sizes", lambda value: all(size % 2 == 0 for size in value), even)
+            else:
+                self.demand("batch_size", lambda value: value % 2 == 0, even)
         if self.progressive_tokenization is None:
             self.progressive_tokenization = self.phases is not None
         self._demand_company()
@@ -361,19 +372,30 @@ class RecipeOptions(ModelOptions):
             raise ValueError("--train-img-sizes and --switch-token-mix are both given; give one of them")
         if self.switch_token_mix and not (self.mixup or self.cutmix):
             raise ValueError("--switch-token-mix is on; it needs --mixup or --cutmix above 0")
-        if not self.kd_model_name and (self.kd_model_kwargs or self.kd_pretrained_path or self.kd_tokens_weight):
-            raise ValueError("--kd-model-kwargs, --kd-pretrained-path and --kd-tokens-weight need --kd-model-name")
+        if self.pretrained_path and self.initial_checkpoint:
+            raise ValueError("--pretrained-path and --initial-checkpoint are both given; give one of them")
+        self._demand_change("kd_model_name", "a teacher: --kd-model-name", TEACHING)
+        self._demand_change("train_img_sizes", "--train-img-sizes", SIZING)
+        if self.switch_token_mix:
+            for name in MIXING:
+                if getattr(self, name) != _default(name):
+                    raise ValueError(f"--{name.replace('_', '-')} has no effect with --switch-token-mix; leave it out")
         if self.kd_model_name and self.kd_distill_type == "none" and not self.kd_tokens_weight:
             raise ValueError("--kd-distill-type is 'none'; without --kd-tokens-weight nothing is learnt of the teacher")
         if self.train_img_sizes and self.progressive_tokenization:
             raise ValueError("--train-img-sizes and --progressive-tokenization are both given; give one of them")
         if self.train_img_sizes is None:
-            if self.train_size_schedule == "progressive" or self.train_batch_sizes:
-                raise ValueError("--train-size-schedule and --train-batch-sizes need --train-img-sizes")
-        elif len(self.train_batch_sizes or self.train_img_sizes) != len(self.train_img_sizes):
+            return
+        if len(self.train_batch_sizes or self.train_img_sizes) != len(self.train_img_sizes):
             raise ValueError("--train-batch-sizes and --train-img-sizes differ in length; give as many of both")
-        elif self.train_size_schedule == "progressive" and len(self.train_img_sizes) < 2:
+        if self.train_size_schedule == "progressive" and len(self.train_img_sizes) < 2:
             raise ValueError(f"--train-img-sizes is {self.train_img_sizes}; `progressive` needs two or more sizes")
+
+    def _demand_change(self, needed: str, sentence: str, names: tuple[str, ...]) -> None:
+        """Raises ValueError for options that were set in vain, because the one that they serve was not."""
+        for name in names:
+            if not getattr(self, needed) and getattr(self, name) != _default(name):
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; it needs {sentence}")
 
 
 @dataclass
@@ -417,6 +439,12 @@ class ValidateOptions(ModelOptions):
     checkpoint: str = ""
     results_file: str = ""
     use_ema: bool = True
+
+
+def _default(name: str) -> Any:
+    """What an option of a training is unless it is given."""
+    each = next(each for each in fields(RecipeOptions) if each.name == name)
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def _known(convert: Any, value: str) -> bool:

@@ -135,11 +135,14 @@ def _where_to_put_it(name: str, kwargs: dict[str, Any], option: str, path: str, 
     if path or source is not None:
         repository = path.removeprefix(HUB) if path else repository
         flag = f"--{path_option} FOLDER" if path else f"--{option.replace('_', '-')} local-dir:FOLDER"
-        files = f"config.json and model.safetensors of https://huggingface.co/{repository} into a folder"
+        files = (
+            f"config.json and model.safetensors of https://huggingface.co/{repository} into a folder of this machine"
+        )
     else:
         cfg = timm.get_pretrained_cfg(kwargs.get("base", name))
         hub = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/{cfg.hf_hub_filename or 'model.safetensors'}"
-        files, flag = hub if cfg.hf_hub_id else cfg.url, f"--{path_option} FILE"
+        files = f"the file {hub if cfg.hf_hub_id else cfg.url} into any folder of this machine"
+        flag = f"its path as --{path_option} FILE"
     return (
         f"the weights of --{option.replace('_', '-')} {name!r} are not on this machine and cannot be downloaded: put "
         f"{files} and give {flag}"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from asvit_plugin import ProgressiveTokenization
-from asvit_plugin.costs import macs
+from asvit_plugin.costs import macs, run_on_meta
 
 
 def count_savings(
@@ -38,6 +38,10 @@ def count_savings(
         return schedule.saved_fraction(input_size)
     sampler = loader.batch_sampler
     if not isinstance(sampler, ScheduledBatchSampler):
+        return None
+    try:
+        run_on_meta(model, input_size)
+    except NotImplementedError:  # it cannot run without values, and nothing can be said
         return None
     costs = _costs_of_sizes(model, options.train_img_sizes, input_size)
     spent, images = 0, 0

@@ -69,14 +69,13 @@ def make_distillation(
             model,
             teacher,
             criterion,
-            options.kd_distill_type,
-            options.task_loss_weight,
-            options.distill_loss_weight,
-            options.kd_tokens_weight,
-            options.kd_temperature,
-            data_config["mean"],
-            data_config["std"],
-            next(model.parameters()).device,
+            distill_type=options.kd_distill_type,
+            task_loss_weight=options.task_loss_weight,
+            distill_loss_weight=options.distill_loss_weight,
+            tokens_weight=options.kd_tokens_weight,
+            temperature=options.kd_temperature,
+            mean=data_config["mean"],
+            std=data_config["std"],
         )
     except ValueError as error:
         raise ValueError(f"--kd-model-name is {options.kd_model_name!r}: {error}") from error

@@ -97,7 +97,7 @@ def main() -> None:
         for seed in range(min(args.seeds or SEEDS[study], SEEDS[study]))
         for arm in STUDIES[study]
     ]
-    first = [run for run in runs if "{teacher}" not in options_of(run)]
+    first = [run for run in runs if "{teacher}" not in STUDIES[run.study][run.arm]]
     second = [run for run in runs if run not in first]
     with tqdm(total=len(runs), unit="run") as bar, ThreadPoolExecutor(args.workers) as pool:
         for stage in (first, second):
@@ -125,9 +125,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def options_of(run: Run, output: Path = Path("{teacher}")) -> str:
+def options_of(run: Run, output: Path) -> str:
     """What train.py is given for a run."""
-    teacher = output / Run(run.study, "teacher", run.seed).name / "export" if output.name != "{teacher}" else output
+    teacher = output / Run(run.study, "teacher", run.seed).name / "export"
     return STUDIES[run.study][run.arm].replace("{teacher}", str(teacher))
 
 

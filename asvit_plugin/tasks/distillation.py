@@ -83,7 +83,7 @@ class DistillationTask(TrainingTask):
         self.criterion = create_classification_loss("ce") if criterion is None else criterion
         self.distill_type = distill_type
         self.task_loss_weight = task_loss_weight
-        self.distill_loss_weight = 1 - task_loss_weight if distill_loss_weight is None else distill_loss_weight
+        self.distill_loss_weight = _distill_weight(distill_type, task_loss_weight, distill_loss_weight)
         self.tokens_weight = tokens_weight
         self.temperature = temperature
         _check_numbers(self)
@@ -209,6 +209,15 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(f"the teacher takes images of {channels[1]} channels and the student of {channels[0]}")
     if getattr(student, "patch_head", None) is not None:
         raise ValueError("patch_head is True with a teacher; a net has a patch head or distillation")
+
+
+def _distill_weight(distill_type: str, task_loss_weight: float, given: float | None) -> float:
+    """The given weight of the teacher's logits, or what the labels leave of 1."""
+    if distill_type == "none":
+        return 0.0
+    if given is None and task_loss_weight > 1:
+        raise ValueError(f"task_loss_weight is {task_loss_weight}; above 1, distill_loss_weight must be given too")
+    return 1 - task_loss_weight if given is None else given
 
 
 def _check_numbers(task: DistillationTask) -> None:

@@ -55,9 +55,9 @@ def compare_tokens(ours: list[Tokens], theirs: list[Tokens]) -> torch.Tensor:
 def pair_depths(student: nn.Module, teacher: nn.Module) -> tuple[list[int], list[int]]:
     """Blocks to compare, of both models, at equal parts of their depths: as many as the shallower one has."""
     depths = []
-    for model in (student, teacher):
+    for role, model in (("student", student), ("teacher", teacher)):
         if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
-            raise ValueError(f"tokens_weight is above 0; {type(model).__name__} does not offer its tokens")
+            raise ValueError(f"tokens_weight is above 0; the {role} {type(model).__name__} does not offer its tokens")
         depths.append(len(model.feature_info))
     count = min(depths)
     ours, theirs = ([round((i + 1) * depth / count) - 1 for i in range(count)] for depth in depths)

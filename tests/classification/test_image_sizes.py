@@ -98,8 +98,8 @@ VIT = "--model test_vit --model-kwargs {dynamic_img_size:\\ false} --img-size 32
     [
         (f"{VIT} --train-img-sizes 16 32", "--train-img-sizes is [16, 32]; this model takes 32 only"),
         ("--train-img-sizes 16 --train-size-schedule progressive", "`progressive` needs two or more sizes"),
-        ("--train-size-schedule progressive", "--train-size-schedule and --train-batch-sizes need --train-img-sizes"),
-        ("--train-batch-sizes 16", "--train-size-schedule and --train-batch-sizes need --train-img-sizes"),
+        ("--train-size-schedule progressive", "--train-size-schedule is 'progressive'; it needs --train-img-sizes"),
+        ("--train-batch-sizes 16", "--train-batch-sizes is [16]; it needs --train-img-sizes"),
         ("--train-img-sizes 8 16 --train-batch-sizes 64", "differ in length; give as many of both"),
         ("--train-img-sizes 8 16 --phases [[0.5,4],[1,2]]", "--progressive-tokenization are both given"),
         ("--train-img-sizes 8 16 --progressive-tokenization", "--progressive-tokenization are both given"),

@@ -363,7 +363,12 @@ def test_grey_student(tokens_weight: float, channels: int, given: dict[str, Any]
         (vit, vit, dict(distill_type="warm"), "distill_type is 'warm'; it must be one of 'soft', 'hard', 'none'"),
         (lambda: build("vit_resnas", patch_head=True), vit, {}, "patch_head is True with a teacher"),
         (vit, vit, dict(task_loss_weight=-0.5), "task_loss_weight is -0.5; .* from 0 up"),
-        (vit, vit, dict(task_loss_weight=1.5), "distill_loss_weight is -0.5; .* from 0 up"),
+        (
+            vit,
+            vit,
+            dict(task_loss_weight=1.5),
+            "task_loss_weight is 1.5; above 1, distill_loss_weight must be given too",
+        ),
         (vit, vit, dict(distill_loss_weight=-1), "distill_loss_weight is -1; .* from 0 up"),
         (vit, vit, dict(tokens_weight=float("nan")), "tokens_weight is nan; .* from 0 up"),
         (vit, vit, dict(temperature=0), "temperature is 0; .* above 0"),
@@ -396,7 +401,9 @@ class Plain(nn.Module):
 def test_any_model_but_for_tokens(plain_student: bool) -> None:
     models = (Plain(), vit()) if plain_student else (vit(), Plain())
     assert make(*models)(*batch())["loss"].isfinite()
-    with pytest.raises(ValueError, match="tokens_weight is above 0; Plain does not offer its tokens"):
+    with pytest.raises(
+        ValueError, match="tokens_weight is above 0; the (student|teacher) Plain does not offer its tokens"
+    ):
         DistillationTask(*models, tokens_weight=1.0)
 
 
