@@ -1,40 +1,30 @@
 """The code blocks of docs/detection.md, run as they stand."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
+from doc_blocks import block, run_block
 
-DOCS = Path(__file__).parents[2] / "docs" / "detection.md"
+PAGE = "detection.md"
 detectron2_reason = "detectron2 is not installed, and on no index; the README says how"
-
-
-def block(heading: str) -> str:
-    section = DOCS.read_text().split(f"\n## {heading}")[1]
-    return section.split("```python\n")[1].split("```")[0]
-
-
-def run_block(heading: str, **names: Any) -> dict[str, Any]:
-    exec(block(heading), names)
-    return names
 
 
 def test_yacs_and_weights(tmp_path: Path) -> None:
     pytest.importorskip("detectron2", reason=detectron2_reason)
-    model = run_block("detectron2, yacs")["model"].eval()
+    model = run_block(PAGE, "detectron2, yacs")["model"].eval()
     with torch.no_grad():
         assert len(model([{"image": torch.rand(3, 70, 90) * 255}])) == 1
     source = timm.create_model("as_vit_small")
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    run_block("Weights", model=model, folder=str(tmp_path), file=str(tmp_path / "weights.pth"))
+    run_block(PAGE, "Weights", model=model, folder=str(tmp_path), file=str(tmp_path / "weights.pth"))
     assert torch.equal(model.backbone.bottom_up.model.pos_embed, source.pos_embed)
 
 
 def test_lazy_config() -> None:
     pytest.importorskip("detectron2", reason=detectron2_reason)
-    names = run_block("detectron2, LazyConfig")
+    names = run_block(PAGE, "detectron2, LazyConfig")
     instantiate = names["instantiate"]
     pyramid = instantiate(names["backbone"])
     assert pyramid.padding_constraints == {"size_divisibility": 32, "square_size": 512}
@@ -50,7 +40,7 @@ def test_mmengine() -> None:
     from mmengine.registry import MODELS
     from mmengine.utils import import_modules_from_strings
 
-    config = Config.fromstring(block("mmengine"), ".py")
+    config = Config.fromstring(block(PAGE, "mmengine"), ".py")
     import_modules_from_strings(**config.custom_imports)
     backbone = MODELS.build(config.backbone)
     assert backbone.strides == (8, 16, 32)

@@ -2,32 +2,23 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from doc_blocks import block, run_block
 from hook_runs import ITERATIONS, Watch, make_model, state_of
 from timm.utils import ModelEmaV3
 
-DOCS = Path(__file__).parents[2] / "docs" / "schedules.md"
+PAGE = "schedules.md"
 
 
 STRIDES = [16, 16, 16, 8, 8, 4, 4, 4, 4, 4]  # of ten iterations, in pixels
-
-
-def block(heading: str) -> str:
-    section = DOCS.read_text().split(f"\n## {heading}")[1]
-    return section.split("```python\n")[1].split("```")[0]
-
-
-def run_block(heading: str, **names: Any) -> dict[str, Any]:
-    exec(block(heading), names)
-    return names
 
 
 def test_loop() -> None:
     model, strides = make_model(), []
     ema = ModelEmaV3(model)
     run_block(
+        PAGE,
         "A loop",
         model=model,
         ema=ema,
@@ -43,7 +34,7 @@ def test_detectron2(tmp_path: Path) -> None:
     pytest.importorskip("detectron2", reason="detectron2 is not installed, and on no index; the README says how")
     from test_detectron2_hook import OwnTrainer, config
 
-    class Documented(run_block("detectron2")["Trainer"], OwnTrainer):
+    class Documented(run_block(PAGE, "detectron2")["Trainer"], OwnTrainer):
         pass
 
     trainer = Documented(config(tmp_path))
@@ -58,7 +49,7 @@ def test_mmengine(tmp_path: Path) -> None:
     from mmengine import Config
     from test_mmengine_hook import make_runner
 
-    hooks = Config.fromstring(block("mmengine"), ".py").custom_hooks
+    hooks = Config.fromstring(block(PAGE, "mmengine"), ".py").custom_hooks
     runner = make_runner(tmp_path, False, hooks)
     watch = Watch(runner.model.backbone.model)
     runner.train()
@@ -73,7 +64,7 @@ def test_lightning(tmp_path: Path) -> None:
     module = Classifier()
     watch = Watch(module.model)
     trainer = run_block(
-        "Lightning", Trainer=partial(Trainer, default_root_dir=tmp_path, logger=False, limit_val_batches=0)
+        PAGE, "Lightning", Trainer=partial(Trainer, default_root_dir=tmp_path, logger=False, limit_val_batches=0)
     )["trainer"]
     trainer.fit(module, Loader())
     assert [state[0] for state in watch.trained] == STRIDES
