@@ -48,21 +48,15 @@ def predict(cfg: Any, images: int, score: float) -> list[tuple[np.ndarray, Any, 
     Raises:
         ValueError: There are no weights, or an image cannot be read.
     """
-    import lazy_runs
     import torch
-    import yacs_runs
-    from detection_config import is_lazy
-    from detectron2.config import instantiate
     from detectron2.data import MetadataCatalog
     from detectron2.data.detection_utils import read_image
+    from runs import runs_of
 
-    if is_lazy(cfg):
-        name, model = cfg.dataloader.test.dataset.names, lazy_runs.make_detector(cfg, resume=True)
-        loader = instantiate(lazy_runs.naming(cfg.dataloader.test))
-    else:
-        name, model = cfg.DATASETS.TEST[0], yacs_runs.make_detector(cfg, resume=True)
-        loader = yacs_runs.Trainer.build_test_loader(cfg, name)
-    classes = MetadataCatalog.get(name).thing_classes
+    runs = runs_of(cfg)
+    model = runs.make_detector(cfg, resume=True)
+    loader = runs.make_test_loader(cfg)
+    classes = MetadataCatalog.get(runs.test_name(cfg)).thing_classes
     found: list[tuple[np.ndarray, Any, list[str]]] = []
     with torch.inference_mode():
         for batch in loader:

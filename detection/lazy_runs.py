@@ -1,6 +1,7 @@
 """Training and evaluation by a LazyConfig: the same parts as for yacs, around detectron2's simple trainers."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,9 +29,8 @@ class LazyTrainer:
 
     def __init__(self, cfg: DictConfig, resume: bool) -> None:
         self.cfg = cfg
-        model = instantiate(cfg.model).to(cfg.train.device)
-        cfg.optimizer.params.model = model
-        optimizer = instantiate(cfg.optimizer)
+        model = make_model(cfg)
+        optimizer = make_optimizer(cfg, model)
         self.schedules = make_schedules(cfg, model)
         self.model = create_ddp_model(model, **cfg.train.ddp)
         self.trainer = self._make_trainer(optimizer)
@@ -48,10 +48,10 @@ class LazyTrainer:
 
     def _make_trainer(self, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
         loader = instantiate(naming(self.cfg.dataloader.train))
-        amp = self.cfg.train.amp
-        if not amp.enabled:
+        _, precision = device_and_precision(self.cfg)
+        if precision is None:
             return SimpleTrainer(self.model, loader, optimizer)
-        return AMPTrainer(self.model, loader, optimizer, precision=DTYPES[amp.dtype])
+        return AMPTrainer(self.model, loader, optimizer, precision=precision)
 
     def _make_hooks(self) -> list[hooks.HookBase | None]:
         """The schedules come first: the last evaluation then sees their end."""
@@ -87,17 +87,48 @@ def test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, instantiate(naming(cfg.dataloader.test)), evaluator)
+    results = inference_on_dataset(model, make_test_loader(cfg), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
 
 
+def device_and_precision(cfg: DictConfig) -> tuple[str, torch.dtype | None]:
+    """The device, and what mixed precision computes in, if it is on."""
+    return cfg.train.device, DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None
+
+
+def count_classes(cfg: DictConfig) -> int:
+    """Number of classes of the detector."""
+    return cfg.model.roi_heads.num_classes if "roi_heads" in cfg.model else cfg.model.num_classes
+
+
+def make_model(cfg: DictConfig) -> nn.Module:
+    """The detector, on its device."""
+    return instantiate(cfg.model).to(cfg.train.device)
+
+
+def make_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the config asks for."""
+    cfg.optimizer.params.model = model
+    return instantiate(cfg.optimizer)
+
+
 def make_detector(cfg: DictConfig, resume: bool = False) -> nn.Module:
     """A detector with its weights, in the state that it was trained in."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = make_model(cfg)
     load_for_evaluation(cfg, model, resume)
     return model.eval()
+
+
+def test_name(cfg: DictConfig) -> str:
+    """Name of the dataset that is evaluated."""
+    return cfg.dataloader.test.dataset.names
+
+
+def make_test_loader(cfg: DictConfig) -> Iterable[list[dict[str, Any]]]:
+    """Images of that dataset."""
+    return instantiate(naming(cfg.dataloader.test))
 
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:

@@ -50,13 +50,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
 def run(cfg: Any, args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """One process of a run; its results are appended."""
-    import lazy_runs
-    import yacs_runs
     from datasets_config import register_splits
-    from detection_config import is_lazy
     from detectron2.engine import default_setup
+    from runs import runs_of
 
-    runs = lazy_runs if is_lazy(cfg) else yacs_runs
+    runs = runs_of(cfg)
     try:
         register_splits(cfg)
         default_setup(cfg, args)

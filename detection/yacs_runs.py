@@ -75,11 +75,42 @@ def has_layers(model: nn.Module) -> bool:
     return len(trunks) == 1 and hasattr(trunks[0].model, "group_matcher")
 
 
+def device_and_precision(cfg: CfgNode) -> tuple[str, torch.dtype | None]:
+    """The device, and what mixed precision computes in, if it is on."""
+    return cfg.MODEL.DEVICE, DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+
+
+def count_classes(cfg: CfgNode) -> int:
+    """Number of classes of the detector."""
+    retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    return cfg.MODEL.RETINANET.NUM_CLASSES if retinanet else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def make_model(cfg: CfgNode) -> nn.Module:
+    """The detector, on its device."""
+    return Trainer.build_model(cfg)
+
+
+def make_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the config asks for."""
+    return Trainer.build_optimizer(cfg, model)
+
+
 def make_detector(cfg: CfgNode, resume: bool = False) -> nn.Module:
     """A detector with its weights, in the state that it was trained in."""
-    model = Trainer.build_model(cfg)
+    model = make_model(cfg)
     load_for_evaluation(cfg, model, resume)
     return model.eval()
+
+
+def test_name(cfg: CfgNode) -> str:
+    """Name of the first dataset that is evaluated."""
+    return cfg.DATASETS.TEST[0]
+
+
+def make_test_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """Images of that dataset."""
+    return Trainer.build_test_loader(cfg, test_name(cfg))
 
 
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs of the detection scripts that take seconds: few tiny scenes, few iterations."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,15 @@ def small(config: Path, scenes: Path, output: Path, iterations: int = 2, **entri
 
 
 def refusal(capfd: pytest.CaptureFixture[str], config: str | Path, *argv: str) -> str:
-    """The one line that the script prints to stderr as it ends with exit status 2, without a traceback anywhere."""
+    """What train_net.py refuses a run with."""
+    return refusal_of(lambda: train_net(Path(config), *argv), capfd)
+
+
+def refusal_of(script: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that a script prints to stderr as it ends with exit status 2, without a traceback anywhere."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        train_net(Path(config), *argv)
+        script()
     assert stopped.value.code == 2
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
