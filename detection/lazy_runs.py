@@ -6,17 +6,33 @@ from typing import Any
 
 import torch
 from detection_config import DTYPES
-from detectron2.config import LazyCall, instantiate
+from detectron2.config import LazyCall
+from detectron2.config import instantiate as instantiate_anything
 from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from mistakes import first_line
 from parts import ClipGradients, NamingMapper, RunCheckpointer, check_weights, load_for_evaluation
 from schedules_config import make_schedules
 from torch import nn
 
 from asvit_plugin.hooks.detectron2_hook import ScheduleHook
+
+
+def instantiate(node: DictConfig) -> Any:
+    """detectron2's, which tells of a misspelt argument by a TypeError from inside.
+
+    Raises:
+        ValueError: A call in the config has an argument that it does not take.
+    """
+    try:
+        return instantiate_anything(node)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"a call in the config has an argument too many: {first_line(error)}") from error
 
 
 class LazyTrainer:

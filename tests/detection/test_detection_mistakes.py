@@ -90,6 +90,7 @@ CONFIG_MISTAKES: dict[str, tuple[Path, list[str], str]] = {
     "lazy override": (LAZY, ["SOLVER.MAX_ITER", "3"], "the override is 'SOLVER.MAX_ITER'"),
     "lazy classes": (LAZY, ["model.roi_heads.num_classes=3"], "model.roi_heads.num_classes is 3; "),
     "lazy schedules": (LAZY, ["train.schedules=[progressive]"], "train.schedules[0] is 'progressive'"),
+    "lazy argument": (LAZY, ["model.backbone.bottom_up.drop_paths=0.1"], "unexpected keyword argument 'drop_paths'"),
     "lazy device": (LAZY, ["train.device=cuda"], "train.device is 'cuda'; this machine has no GPU"),
 }
 
