@@ -12,8 +12,8 @@ from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from mistakes import first_line
+from omegaconf import DictConfig
 from parts import ClipGradients, NamingMapper, RunCheckpointer, check_weights, load_for_evaluation
 from schedules_config import make_schedules
 from torch import nn
