@@ -69,7 +69,7 @@ def predict(cfg: Any, images: int, score: float) -> list[tuple[np.ndarray, Any, 
 
 
 def draw(found: list[tuple[np.ndarray, Any, list[str]]], path: Path) -> None:
-    """Writes a PNG file, four images in a row."""
+    """Writes a PNG or JPEG file, four images in a row."""
     from matplotlib.figure import Figure  # this class needs no display
 
     columns = min(len(found), COLUMNS)
@@ -81,7 +81,7 @@ def draw(found: list[tuple[np.ndarray, Any, list[str]]], path: Path) -> None:
     for axes, (pixels, instances, classes) in zip(grid, found):
         _draw_image(axes, pixels, instances, classes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=100))
 
 
 def _draw_image(axes: Any, pixels: np.ndarray, instances: Any, classes: list[str]) -> None:
@@ -104,10 +104,12 @@ def _parse(argv: list[str] | None) -> Any:
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument("--picture", default="predictions.png", help="PNG file to write")
+    parser.add_argument("--picture", default="predictions.png", help="file to write, .png or .jpg")
     parser.add_argument("--images", type=int, default=12, help="number of images")
     parser.add_argument("--score", type=float, default=0.5, help="least score of what is drawn")
     args = parser.parse_args(argv)
+    if Path(args.picture).suffix not in (".png", ".jpg"):
+        parser.error(f"--picture is {args.picture!r}; it must end in .png or .jpg")
     if args.images < 1:
         parser.error(f"--images is {args.images}; it must be at least 1")
     return args

@@ -207,12 +207,13 @@ def test_mixed_precision_is_off_on_the_cpu(capfd: pytest.CaptureFixture[str]) ->
 
 
 @needs_detectron2
-def test_pictures_of_what_is_found(finished: tuple[Path, dict], scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_of_what_is_found(finished: tuple[Path, dict], scenes: Path, tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     import draw_predictions
     from PIL import Image
 
-    flags = ["--picture", str(tmp_path / "new" / "found.png"), "--images", "2", "--score", "0.0"]
+    flags = ["--picture", str(tmp_path / "new" / f"found.{suffix}"), "--images", "2", "--score", "0.0"]
     overrides = small(YACS, scenes, finished[0])
     path = draw_predictions.main(["--config-file", str(YACS), *flags, *overrides])
     assert Image.open(path).size == (600, 300)
