@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## the tests (under 20 minutes on 2 cores)
 	@echo "Running the tests: about 15 minutes on 2 CPU cores, nothing is downloaded."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritten digits (needs detectron2 in .venv; 10 minutes)
+demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritten digits (needs detectron2 in .venv; 8 minutes)
 	@$(BIN)/python detection/train_net.py --help > /dev/null
 	rm -rf output/tiny_mask_rcnn_as_vit
 	$(BIN)/python detection/digits_scenes.py --output output/digits_scenes --train 1200 --val 100
