@@ -1,0 +1,103 @@
+"""What proxies read from any timm model: its size, the pooled feature of the last stage, the outputs of its blocks."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import get_model_input_config
+from timm.utils import unwrap_model
+from torch import nn
+
+BLOCK = re.compile(r"(.*\.)?(blocks\.\d+|layer\d\.\d+)")  # transformers and most of timm; ResNets
+
+
+def image_shape(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+    """(C, H, W) of the images for a model; an ``img_size`` of None is the model's own."""
+    channels, *own_size = get_model_input_config(unwrap_model(model))["input_size"]
+    size = tuple(own_size) if img_size is None else to_2tuple(img_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"img_size is {img_size!r}; it must be a number of pixels of at least 1, or (height, width)")
+    return (channels, *size)
+
+
+def model_name(model: nn.Module) -> str:
+    """timm's name of a model, or its class."""
+    model = unwrap_model(model)
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+
+
+class PooledFeature(nn.Module):
+    """A model up to the mean over the positions of its last stage, without the final norm and the head.
+
+    Class and other prefix tokens are not among the positions.
+
+    Args:
+        model: Any timm model with ``forward_intermediates``.
+
+    Raises:
+        ValueError: for a model without.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(
+                f"{model_name(model)} has no forward_intermediates, by which timm's models give the feature before "
+                "the final norm; this proxy needs it"
+            )
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to features (B, channels of the last stage)."""
+        (feature,) = self.model.forward_intermediates(
+            images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return feature.mean((2, 3))
+
+
+@torch.no_grad()
+def block_outputs(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """Features behind every block of a model, each (tokens of all images, channels); prefix tokens count as tokens.
+
+    Raises:
+        ValueError: for a model without blocks under timm's usual names.
+    """
+    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+    if not blocks:
+        raise ValueError(f"{model_name(model)} has no modules named blocks.N or layerN.N, whose outputs are measured")
+    outputs: list[torch.Tensor] = []
+    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in blocks]
+    try:
+        model.forward_features(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return [x.flatten(0, -2) if x.ndim == 3 or channels_last else x.movedim(1, -1).flatten(0, -2) for x in outputs]
+
+
+@contextmanager
+def measuring(proxy: str, model: nn.Module, shape: tuple[int, int, int]) -> Iterator[None]:
+    """Arithmetic that every proxy uses, and errors of a model that cannot be measured as one sentence.
+
+    Matrix products and convolutions are not rounded to TF32, and repeat themselves.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with warnings.catch_warnings(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            warnings.filterwarnings(
+                "ignore", "There is a performance drop because we have not yet implemented the batch"
+            )
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"{proxy} cannot measure {model_name(model)} on images of {size}: {reason}") from error
+    finally:
+        torch.set_float32_matmul_precision(precision)
