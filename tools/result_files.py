@@ -1,0 +1,45 @@
+"""Results of a command as JSON, with what is needed to repeat it."""
+
+import json
+import math
+import platform
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from asvit_plugin.atomic import write_atomically
+
+PACKAGES = ("asvit-plugin", "torch", "timm", "optuna", "numpy")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON, which has no NaN and no infinities: null stands for them."""
+    text = json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def run_record() -> dict[str, Any]:
+    """Versions, machine and command line of this process."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": platform.machine(),
+        "command": without_password(" ".join(["python", *sys.argv])),
+    }
+
+
+def without_password(text: str) -> str:
+    """A text whose URLs show no password."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
