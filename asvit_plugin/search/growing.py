@@ -1,0 +1,261 @@
+"""Auto-scaling (As-ViT): a seed grows step by step into a family of nets, without training.
+
+Every candidate of every step is a trial of an Optuna study, so a killed run goes on where it was, and several
+processes may measure the candidates of a step.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import TrialState
+from torch.utils.benchmark import Timer
+
+from ..checks import check_choice
+from .growth_rule import Size, pick
+from .measuring import build_net, count_costs, create_model_line, input_shape, measure_scores
+from .space import Choice, Space
+from .study import SearchStudy, open_study
+
+BUDGETS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "seconds"}
+STEP, CANDIDATE, NET = "step", "candidate", "net"  # user attributes of a trial
+_TIMED = 1.0  # seconds of runs that a latency is the median of
+
+
+@dataclass(frozen=True)
+class GrowthSettings:
+    """What growing depends on, beside the space and the seed. The defaults are As-ViT's.
+
+    Attributes:
+        budget: What is limited: "params", "macs" of one image, or "latency", seconds for one image on this machine.
+        low: Growing ends with the first net of at least this.
+        high: Nets of more are no candidates.
+        proxies: Names of the scores, of ``asvit_plugin.search.PROXIES``.
+        seed: Of all proxies: every candidate is measured by the same random numbers.
+        repeats: Draws of weights per net and proxy.
+        img_size: Image side in pixels, where the seed does not decide it; None for the model's own.
+        device: Where nets are measured.
+    """
+
+    budget: str = "params"
+    low: float = 80e6
+    high: float = 110e6
+    proxies: tuple[str, ...] = ("ntk_condition", "length_distortion")
+    seed: int = 27
+    repeats: int = 5
+    img_size: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_choice("budget", self.budget, tuple(BUDGETS))
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}; they must be positive, low at most high")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+        from . import PROXIES  # the package imports this module
+
+        for proxy in self.proxies:
+            check_choice("proxies", proxy, tuple(PROXIES))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One net of a family.
+
+    Attributes:
+        step: Number of the step that chose it, from 1.
+        size: Depths and the width of the thin net that was measured.
+        model: timm's name of the model.
+        arguments: Further arguments of ``timm.create_model``.
+        params: Parameters.
+        macs: Multiply-accumulates of one image.
+        cost: What the budget limits.
+        values: Value of each proxy, of the thin net.
+    """
+
+    step: int
+    size: Size
+    model: str
+    arguments: dict[str, Any]
+    params: int
+    macs: int
+    cost: float
+    values: dict[str, float]
+
+    @property
+    def line(self) -> str:
+        """The call of ``timm.create_model`` that makes the net."""
+        return create_model_line(self.model, self.arguments)
+
+
+def grow(
+    space: Space,
+    seed: Choice,
+    settings: GrowthSettings | None = None,
+    storage: Path | str | None = None,
+    study_name: str | None = None,
+    on_trial: Callable[[int, int, int], None] | None = None,
+) -> list[Grown]:
+    """Grow a seed to its budget.
+
+    Args:
+        space: Says how its nets grow (``growth``).
+        seed: Decisions that stay; any values that the model takes.
+        settings: The paper's by default.
+        storage: An SQLite file or a URL of Optuna; None keeps everything in memory.
+        study_name: Name in the storage; by default the space's, with "-growth".
+        on_trial: Called with the step, the candidates measured in it, and all of them.
+
+    Returns:
+        The net of every step, small to large.
+
+    Raises:
+        ValueError: if the space does not say how it grows, the seed lacks a decision, no net meets the budget, or the
+            study was begun with other settings.
+    """
+    settings = settings or GrowthSettings()
+    rule = space.growth
+    if rule is None:
+        raise ValueError(f"space {space.name!r} has no growth, which says how its nets grow")
+    missing = sorted(rule.names - set(seed) - set(rule.start))
+    if missing:
+        raise ValueError(f"the seed lacks {missing[0]!r}; it must have {sorted(rule.names - set(rule.start))}")
+    step = _Step(space, {name: seed[name] for name in sorted(rule.names - set(rule.start))}, settings)
+    objectives = {name: _maximize(name) for name in settings.proxies}
+    name = study_name or f"{space.name}-growth"
+    sampler = optuna.samplers.RandomSampler(seed=0)  # there is nothing to draw
+    with open_study(name, objectives, step.record(), sampler, storage) as search:
+        return _grow(search, step, on_trial or (lambda *_: None))
+
+
+def _grow(search: SearchStudy, step: "_Step", watch: Callable[[int, int, int], None]) -> list[Grown]:
+    size, number, before, family = dict(step.rule.start), 1, 0, []
+    while True:
+        candidates = step.rule.candidates(size)
+
+        def on_trial(*_: Any, number: int = number, count: int = len(candidates)) -> None:
+            watch(number, len(_of_step(search, number)), count)
+
+        on_trial()
+        search.run(
+            lambda trial: step.take(search, trial, number, candidates),  # noqa: B023 (run ends before they change)
+            lambda trial, candidate: step.measure(trial, candidate),
+            before + len(candidates),
+            on_trial,
+        )
+        before += len(candidates)
+        grown = step.choose(_of_step(search, number), number, candidates)
+        if grown is None:
+            break
+        family.append(grown)
+        size, number = grown.size, number + 1
+        if grown.cost >= step.settings.low:
+            return family
+    if not family:
+        raise ValueError(
+            f"high is {step.settings.high:g} {BUDGETS[step.settings.budget]}; the smallest net that the seed grows "
+            f"into has {step.smallest(candidates):g}"
+        )
+    return family
+
+
+def _of_step(search: SearchStudy, number: int) -> dict[int, Any]:
+    """The COMPLETE trials of a step, by candidate."""
+    trials = [trial for trial in search.complete if trial.user_attrs.get(STEP) == number]
+    return {trial.user_attrs[CANDIDATE]: trial for trial in trials}
+
+
+class _Step:
+    """One step's candidates, as trials."""
+
+    def __init__(self, space: Space, seed: Choice, settings: GrowthSettings) -> None:
+        self.model, self.rule, self.scoring = space.model, space.growth, dict(space.scoring)
+        self.seed, self.settings = seed, settings
+
+    def record(self) -> dict[str, Any]:
+        """All that the trials depend on."""
+        rule = {"model": self.model, **asdict(self.rule), "scoring": self.scoring}
+        return {"growth": rule, "seed net": self.seed, **_without_device(self.settings)}
+
+    def arguments(self, size: Mapping[str, int]) -> dict[str, Any]:
+        """Arguments of ``timm.create_model`` for a size."""
+        return self._with_size(self.rule.arguments(self.seed, size))
+
+    def thin_arguments(self, size: Mapping[str, int]) -> dict[str, Any]:
+        """The same for the net that is scored."""
+        return self._with_size({**self.rule.arguments(self.seed, size, thin=True), **self.scoring})
+
+    def _with_size(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments if self.settings.img_size is None else {**arguments, "img_size": self.settings.img_size}
+
+    def take(self, search: SearchStudy, trial: "optuna.Trial", number: int, candidates: list[Size]) -> Size:
+        """The first candidate that nobody has measured or is measuring."""
+        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        others = search.study.get_trials(deepcopy=False, states=states)
+        taken = {each.user_attrs.get(CANDIDATE) for each in others if each.user_attrs.get(STEP) == number}
+        index = next(index for index in range(len(candidates)) if index not in taken)
+        trial.set_user_attr(STEP, number)
+        trial.set_user_attr(CANDIDATE, index)
+        for name, value in candidates[index].items():
+            trial.suggest_int(name, value, value)  # for whoever looks at the study
+        return candidates[index]
+
+    def measure(self, trial: "optuna.Trial", size: Size) -> list[float]:
+        """The scores of a candidate; one that exceeds the budget is not measured."""
+        begin = time.perf_counter()
+        net: dict[str, Any] = count_costs(self.model, self.arguments(size))
+        net["cost"] = self._latency(size) if self.settings.budget == "latency" else net[self.settings.budget]
+        values = dict.fromkeys(self.settings.proxies, math.nan)
+        if net["cost"] <= self.settings.high:
+            settings = self.settings
+            chosen = settings.proxies, settings.repeats, settings.seed, settings.device
+            values, net["spread"] = measure_scores(self.model, self.thin_arguments(size), *chosen)
+        trial.set_user_attr(NET, {**net, "seconds": round(time.perf_counter() - begin, 3)})
+        return list(values.values())
+
+    def choose(self, trials: Mapping[int, Any], number: int, candidates: list[Size]) -> Grown | None:
+        """The net that a step takes; None if all exceed the budget."""
+        within = [
+            index for index in range(len(candidates)) if trials[index].user_attrs[NET]["cost"] <= self.settings.high
+        ]
+        if not within:
+            return None
+        values = {
+            name: [trials[index].values[place] for index in within] for place, name in enumerate(self.settings.proxies)
+        }
+        chosen = pick(values, {name: _maximize(name) for name in values})
+        index, net = within[chosen], trials[within[chosen]].user_attrs[NET]
+        scores = {name: column[chosen] for name, column in values.items()}
+        costs = {name: net[name] for name in ("params", "macs", "cost")}
+        return Grown(number, candidates[index], self.model, self.arguments(candidates[index]), **costs, values=scores)
+
+    def smallest(self, candidates: list[Size]) -> float:
+        """The least that a candidate costs."""
+        if self.settings.budget == "latency":
+            return min(map(self._latency, candidates))
+        return min(count_costs(self.model, self.arguments(size))[self.settings.budget] for size in candidates)
+
+    @torch.inference_mode()
+    def _latency(self, size: Mapping[str, int]) -> float:
+        """Median seconds for one image."""
+        arguments = self.arguments(size)
+        model = build_net(self.model, arguments).eval().to(self.settings.device)
+        image = torch.randn(1, *input_shape(model, arguments), device=self.settings.device)
+        return (
+            Timer("model(image)", globals=dict(model=model, image=image)).blocked_autorange(min_run_time=_TIMED).median
+        )
+
+
+def _without_device(settings: GrowthSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "device"}
+
+
+def _maximize(proxy: str) -> bool:
+    from . import PROXIES
+
+    return PROXIES[proxy].maximize
