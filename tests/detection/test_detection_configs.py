@@ -73,9 +73,9 @@ def test_a_lazy_config_builds_the_same(lazy: str, yacs: str) -> None:
 
 
 def test_every_lazy_config_is_tested() -> None:
-    assert {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.parent.name != "common"} == {
-        *LAZY
-    }
+    others = ("common", "mmdet")  # parts, and configs of another library
+    found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.parent.name not in others}
+    assert found == {*LAZY}
 
 
 @pytest.mark.parametrize("name", [name for name in YAMLS if name.startswith("tiny") and "resnet" not in name])
