@@ -4,20 +4,16 @@ python tools/benchmark.py as_vit_small swin_tiny_patch4_window7_224 --json docs/
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from result_files import machine_record, write_json
 from torch import nn
 
-from asvit_plugin.atomic import write_atomically
 from asvit_plugin.costs import macs, params
 
 
@@ -80,17 +76,6 @@ def synchronize(device: str) -> None:
         torch.get_device_module(device).synchronize()
 
 
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures were measured on."""
-    on_gpu = torch.device(args.device).type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {args.threads} threads",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
@@ -106,7 +91,7 @@ def main() -> None:
         row["images_per_s"] = args.batch_size / statistics.median(own)
         row["speed_ratio"] = statistics.median(theirs / ours for ours, theirs in zip(own, peer))
 
-    where = machine(args)
+    where = machine_record(args.device, args.threads)
     print(f"{where['device']}, torch {where['torch']}, {args.img_size} px, batch {args.batch_size}")
     print(f"| model | parameters | GMACs | images/s | ratio to {args.models[-1]} |\n|---|---|---|---|---|")
     for row in rows:
@@ -115,8 +100,7 @@ def main() -> None:
             f"{row['speed_ratio']:.2f} |"
         )
     if args.json:
-        text = json.dumps({"machine": where, "models": rows}, indent=2) + "\n"
-        write_atomically(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, {"machine": where, "models": rows})
 
 
 if __name__ == "__main__":

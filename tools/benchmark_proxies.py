@@ -7,11 +7,8 @@ kernel's over some of the images. Their forward passes are timed apart and count
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +16,8 @@ from typing import Any
 
 import timm
 import torch
+from result_files import machine_record, write_json
 
-from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search.distortion import circle_frame, curve_length
 from asvit_plugin.search.features import PooledFeature, measuring
 from asvit_plugin.search.naive import naive_curve_length, naive_tangent_kernel
@@ -136,17 +133,6 @@ def length_distortion_difference(args: argparse.Namespace) -> float:
     return abs(curve_length(feature, frame, args.points) / naive_curve_length(feature, frame, args.points) - 1)
 
 
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures were measured on."""
-    on_gpu = torch.device(args.device).type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {args.threads} threads",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
@@ -154,7 +140,7 @@ def main() -> None:
         distortion = time_length_distortion(args)
         distortion["relative_difference_at_64_px"] = length_distortion_difference(args)
         results = {"length_distortion": distortion, "tangent_kernel": time_tangent_kernel(args)}
-    where = machine(args)
+    where = machine_record(args.device, args.threads)
     print(f"{where['device']}, torch {where['torch']}, {args.img_size} px, width {args.width}, one repeat")
     print("| score | seconds | loop's seconds | ratio | loop timed |\n|---|---|---|---|---|")
     for name, result in results.items():
@@ -166,8 +152,7 @@ def main() -> None:
     print(f"difference of the kernel: {results['tangent_kernel']['relative_difference']:.1e}")
     if args.json:
         setting = {name: getattr(args, name) for name in ("img_size", "width", "points", "images", "rounds")}
-        text = json.dumps({"machine": where, "setting": setting, "scores": results}, indent=2) + "\n"
-        write_atomically(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, {"machine": where, "setting": setting, "scores": results})
 
 
 if __name__ == "__main__":

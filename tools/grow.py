@@ -12,14 +12,14 @@ step. docs/growing.md tells more.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import MISTAKES, key_value
+from arguments import key_value
 from filelock import FileLock
 from growth_report import print_family, write_report
+from study_command import run_study
 from tqdm import tqdm
 
 from asvit_plugin.models.as_vit_genotype import AsViTGenotype
@@ -118,17 +118,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    import optuna  # here, so that where it is missing the package says what to install
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        run(args)
-    except MISTAKES as error:
-        parser.error(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    run_study(make_parser(), argv, run)
 
 
 if __name__ == "__main__":

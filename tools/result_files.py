@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+
 from asvit_plugin.atomic import write_atomically
 
 PACKAGES = ("asvit-plugin", "torch", "timm", "optuna", "numpy")
@@ -19,6 +22,17 @@ def write_json(path: Path, data: Any) -> None:
     text = json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def machine_record(device: str, threads: int) -> dict[str, Any]:
+    """What times were measured on, and by which command."""
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {threads} threads",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "command": " ".join(["python", *sys.argv]),
+    }
 
 
 def run_record() -> dict[str, Any]:

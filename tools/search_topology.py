@@ -9,14 +9,13 @@ machines with --storage. docs/search.md tells more, and how to write a space.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import MISTAKES
 from filelock import FileLock
 from result_files import without_password
+from study_command import run_study
 from topology_report import print_answers, write_report
 from tqdm import tqdm
 
@@ -91,17 +90,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    import optuna  # here, so that where it is missing the package says what to install
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        search(args)
-    except MISTAKES as error:
-        parser.error(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    run_study(make_parser(), argv, search)
 
 
 if __name__ == "__main__":
