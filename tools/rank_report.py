@@ -46,10 +46,11 @@ def draw(agreements: Mapping[str, Mapping[str, Agreement]], size: str, path: Pat
     """Partial tau against tau with their intervals, a panel per label; a line where size alone stands."""
     columns = min(COLUMNS, len(agreements))
     rows = math.ceil(len(agreements) / columns)
+    alone = columns == 1  # the names then stand beside the panel
     figure, panels = plt.subplots(
         rows,
         columns,
-        figsize=(4.4 * columns, 3.8 * rows),
+        figsize=(8 if alone else 4.4 * columns, 3.8 * rows),
         squeeze=False,
         sharex=True,
         sharey=True,
@@ -61,7 +62,9 @@ def draw(agreements: Mapping[str, Mapping[str, Agreement]], size: str, path: Pat
     for panel in list(panels.flat)[len(agreements) :]:
         panel.remove()
     handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    figure.legend(
+        handles, names, loc="outside right center" if alone else "outside lower center", ncols=1 if alone else 4
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=80))
     plt.close(figure)

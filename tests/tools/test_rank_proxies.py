@@ -139,12 +139,20 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     assert all(net.build(table.input_size).num_classes == 100 for net in table.nets)
 
 
-def test_the_numbers_of_the_docs() -> None:
-    results = json.loads((DOCS.parent / "results" / "rank_proxies_pit.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "label", "section"),
+    [
+        ("rank_proxies_pit", "c100_base_acc", "## Do they predict anything?"),
+        ("rank_proxies_as_vit_digits", "top1", "### As-ViT's own topologies"),
+    ],
+)
+def test_the_numbers_of_the_docs(name: str, label: str, section: str) -> None:
+    results = json.loads((DOCS.parent / "results" / f"{name}.json").read_text())
+    text = DOCS.read_text().split(section)[1].split("\n### ")[0]
     for proxy in PROXIES:
-        found = results["agreement"]["c100_base_acc"][proxy]
+        found = results["agreement"][label][proxy]
         taus = [found["tau"], found["band_tau"], *([found["partial_tau"]] if proxy != "parameters" else [])]
-        (row,) = [line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{proxy}` |") and "[" in line]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{proxy}` |") and "[" in line]
         assert all("{value:.2f} [{low:.2f}, {high:.2f}]".format(**tau) in row for tau in taus)
 
 
