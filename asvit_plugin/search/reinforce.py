@@ -91,7 +91,7 @@ class Policy:
         self.space = space
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
         self._sizes = [len(choices) for choices in space.decisions.values()]
-        self.logits = torch.tensor(self.settings.init_std * rng.standard_normal(sum(self._sizes))).requires_grad_()
+        self.logits = torch.tensor(self.settings.init_std * rng.standard_normal(sum(self._sizes)))
         self._adam = torch.optim.Adam([self.logits], lr=self.settings.lr)
         self._reward = RelativeReward(maximize, self.settings.buffer)
         self._average = 0.0
@@ -106,9 +106,10 @@ class Policy:
         self._average = momentum * self._average + (1 - momentum) * reward
         baseline = self._average / (1 - momentum ** len(self.rewards))  # the current reward is in it, as published
         picked = [choices.index(choice[name]) for name, choices in self.space.decisions.items()]
-        log_prob = sum(logs[index] for logs, index in zip(self._log_probabilities(), picked))
-        self._adam.zero_grad()
-        (-log_prob * (reward - baseline)).backward()
+        chosen = torch.cat([torch.eye(size, dtype=self.logits.dtype)[i] for size, i in zip(self._sizes, picked)])
+        probabilities = torch.cat([each.exp() for each in self._log_probabilities()])
+        # Of -log_prob * (reward - baseline), written out: autograd's threads would not survive a fork.
+        self.logits.grad = (reward - baseline) * (probabilities - chosen)
         self._adam.step()
         self.entropies.append(self.entropy)
 
@@ -122,12 +123,12 @@ class Policy:
     @property
     def probabilities(self) -> list[np.ndarray]:
         """Of every decision's choices."""
-        return [each.detach().exp().numpy() for each in self._log_probabilities()]
+        return [each.exp().numpy() for each in self._log_probabilities()]
 
     @property
     def entropy(self) -> float:
         """Sum of the decisions' entropies in nats."""
-        return float(-sum((each.exp() * each).sum() for each in self._log_probabilities()).detach())
+        return float(-sum((each.exp() * each).sum() for each in self._log_probabilities()))
 
     def most_probable(self) -> Choice:
         """The argmax of every decision; where constraints forbid that, the most probable point that meets them.
@@ -148,7 +149,7 @@ class Policy:
     def _by_probability(self) -> Iterator[Choice]:
         """Points from the most probable down."""
         orders = [np.argsort(-each, kind="stable") for each in self.probabilities]
-        logs = [each.detach().numpy() for each in self._log_probabilities()]
+        logs = [each.numpy() for each in self._log_probabilities()]
         first = (0,) * len(orders)
         heap, seen = [(0.0, first)], {first}
         for _ in range(_MOST_PROBABLE):
