@@ -18,7 +18,16 @@ from torch.utils.benchmark import Timer
 
 from ..checks import check_choice
 from .growth_rule import Size, pick
-from .measuring import build_net, count_costs, create_model_line, input_shape, measure_scores
+from .measuring import (
+    build_net,
+    check_measurement,
+    count_costs,
+    create_model_line,
+    directions,
+    input_shape,
+    measure_scores,
+    with_img_size,
+)
 from .space import Choice, Space
 from .study import SearchStudy, open_study
 
@@ -55,12 +64,12 @@ class GrowthSettings:
         check_choice("budget", self.budget, tuple(BUDGETS))
         if not 0 < self.low <= self.high:
             raise ValueError(f"low is {self.low:g} and high {self.high:g}; they must be positive, low at most high")
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
-        from . import PROXIES  # the package imports this module
+        check_measurement(self.proxies, self.seed, self.repeats, self.img_size)
 
-        for proxy in self.proxies:
-            check_choice("proxies", proxy, tuple(PROXIES))
+    @property
+    def maximize(self) -> dict[str, bool]:
+        """For each proxy, whether more is better."""
+        return directions(self.proxies)
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,9 @@ def grow(
     if missing:
         raise ValueError(f"the seed lacks {missing[0]!r}; it must have {sorted(rule.names - set(rule.start))}")
     step = _Step(space, {name: seed[name] for name in sorted(rule.names - set(rule.start))}, settings)
-    objectives = {name: _maximize(name) for name in settings.proxies}
     name = study_name or f"{space.name}-growth"
     sampler = optuna.samplers.RandomSampler(seed=0)  # there is nothing to draw
-    with open_study(name, objectives, step.record(), sampler, storage) as search:
+    with open_study(name, settings.maximize, step.record(), sampler, storage) as search:
         return _grow(search, step, on_trial or (lambda *_: None))
 
 
@@ -159,7 +167,7 @@ def _grow(search: SearchStudy, step: "_Step", watch: Callable[[int, int, int], N
     if not family:
         raise ValueError(
             f"high is {step.settings.high:g} {BUDGETS[step.settings.budget]}; the smallest net that the seed grows "
-            f"into has {step.smallest(candidates):g}"
+            f"into has {min(trial.user_attrs[NET]['cost'] for trial in _of_step(search, number).values()):g}"
         )
     return family
 
@@ -174,7 +182,7 @@ class _Step:
     """One step's candidates, as trials."""
 
     def __init__(self, space: Space, seed: Choice, settings: GrowthSettings) -> None:
-        self.model, self.rule, self.scoring = space.model, space.growth, dict(space.scoring)
+        self.space, self.model, self.rule, self.scoring = space.name, space.model, space.growth, dict(space.scoring)
         self.seed, self.settings = seed, settings
 
     def record(self) -> dict[str, Any]:
@@ -184,14 +192,12 @@ class _Step:
 
     def arguments(self, size: Mapping[str, int]) -> dict[str, Any]:
         """Arguments of ``timm.create_model`` for a size."""
-        return self._with_size(self.rule.arguments(self.seed, size))
+        return with_img_size(self.space, self.rule.arguments(self.seed, size), self.settings.img_size)
 
     def thin_arguments(self, size: Mapping[str, int]) -> dict[str, Any]:
         """The same for the net that is scored."""
-        return self._with_size({**self.rule.arguments(self.seed, size, thin=True), **self.scoring})
-
-    def _with_size(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return arguments if self.settings.img_size is None else {**arguments, "img_size": self.settings.img_size}
+        arguments = {**self.rule.arguments(self.seed, size, thin=True), **self.scoring}
+        return with_img_size(self.space, arguments, self.settings.img_size)
 
     def take(self, search: SearchStudy, trial: "optuna.Trial", number: int, candidates: list[Size]) -> Size:
         """The first candidate that nobody has measured or is measuring."""
@@ -228,17 +234,11 @@ class _Step:
         values = {
             name: [trials[index].values[place] for index in within] for place, name in enumerate(self.settings.proxies)
         }
-        chosen = pick(values, {name: _maximize(name) for name in values})
+        chosen = pick(values, self.settings.maximize)
         index, net = within[chosen], trials[within[chosen]].user_attrs[NET]
         scores = {name: column[chosen] for name, column in values.items()}
         costs = {name: net[name] for name in ("params", "macs", "cost")}
         return Grown(number, candidates[index], self.model, self.arguments(candidates[index]), **costs, values=scores)
-
-    def smallest(self, candidates: list[Size]) -> float:
-        """The least that a candidate costs."""
-        if self.settings.budget == "latency":
-            return min(map(self._latency, candidates))
-        return min(count_costs(self.model, self.arguments(size))[self.settings.budget] for size in candidates)
 
     @torch.inference_mode()
     def _latency(self, size: Mapping[str, int]) -> float:
@@ -253,9 +253,3 @@ class _Step:
 
 def _without_device(settings: GrowthSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name != "device"}
-
-
-def _maximize(proxy: str) -> bool:
-    from . import PROXIES
-
-    return PROXIES[proxy].maximize

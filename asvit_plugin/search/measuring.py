@@ -9,6 +9,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import nn
 
+from ..checks import check_choice
 from ..costs import macs, params
 
 
@@ -24,6 +25,41 @@ def build_net(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         reason = " ".join(str(error).split())
         raise ValueError(f"the space's model {name} cannot be built with {given}: {reason}") from error
+
+
+def check_measurement(proxies: Sequence[str], seed: int, repeats: int, img_size: int | None) -> None:
+    """Refuse settings of a search that nets cannot be measured by.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+    for name, value, smallest in (("seed", seed, 0), ("repeats", repeats, 1)):
+        if not isinstance(value, int) or value < smallest:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {smallest}")
+    if img_size is not None and (not isinstance(img_size, int) or img_size < 1):
+        raise ValueError(f"img_size is {img_size!r}; it must be a whole number of at least 1, or None")
+    if not proxies or len(set(proxies)) < len(proxies):
+        raise ValueError(f"proxies are {list(proxies)}; there must be at least one, and none twice")
+    for proxy in proxies:
+        check_choice("proxies", proxy, tuple(_proxies()))
+
+
+def directions(proxies: Sequence[str]) -> dict[str, bool]:
+    """For each proxy, whether more is better."""
+    return {name: _proxies()[name].maximize for name in proxies}
+
+
+def with_img_size(space: str, arguments: Mapping[str, Any], img_size: int | None) -> dict[str, Any]:
+    """A net's arguments with the image size of a search's settings.
+
+    Raises:
+        ValueError: The space decides the size itself.
+    """
+    if img_size is None:
+        return dict(arguments)
+    if "img_size" in arguments:
+        raise ValueError(f"img_size is {img_size}, but space {space!r} decides it; leave it out")
+    return {**arguments, "img_size": img_size}
 
 
 def create_model_line(name: str, arguments: Mapping[str, Any]) -> str:
@@ -49,13 +85,17 @@ def measure_scores(
     name: str, arguments: Mapping[str, Any], proxies: Sequence[str], repeats: int, seed: int, device: str
 ) -> tuple[dict[str, float], dict[str, float | None]]:
     """Value of each proxy (NaN where it has none), and its spread over repeats (None where it has none)."""
-    from . import PROXIES  # the package imports what imports this module
-
     model = build_net(name, arguments)
     side = input_shape(model, arguments)[-1]
     scores = {
-        proxy: PROXIES[proxy].measure(model, img_size=side, repeats=repeats, seed=seed, device=device)
+        proxy: _proxies()[proxy].measure(model, img_size=side, repeats=repeats, seed=seed, device=device)
         for proxy in proxies
     }
     spread = {name: score.spread if math.isfinite(score.spread) else None for name, score in scores.items()}
     return {name: score.value for name, score in scores.items()}, spread
+
+
+def _proxies() -> Mapping[str, Any]:
+    from . import PROXIES  # the package imports what imports this module
+
+    return PROXIES

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_choice
-from .measuring import count_costs, create_model_line, measure_scores
+from .measuring import (
+    check_measurement,
+    count_costs,
+    create_model_line,
+    directions,
+    measure_scores,
+    with_img_size,
+)
 from .ranking import rank_sum
 from .reinforce import Policy, ReinforceSampler, ReinforceSettings
 from .sampling import SAMPLERS, OptunaSampler, SpaceSampler, suggest
@@ -45,20 +52,14 @@ class TopologySettings:
 
     def __post_init__(self) -> None:
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
-        for name, smallest in (("steps", 1), ("seed", 0), ("repeats", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < smallest:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least {smallest}")
-        if self.img_size is not None and (not isinstance(self.img_size, int) or self.img_size < 1):
-            raise ValueError(f"img_size is {self.img_size!r}; it must be a whole number of at least 1, or None")
-        if not self.proxies or len(set(self.proxies)) < len(self.proxies):
-            raise ValueError(f"proxies are {list(self.proxies)}; there must be at least one, and none twice")
-        for proxy in self.proxies:
-            check_choice("proxies", proxy, tuple(_proxies()))
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps is {self.steps!r}; it must be a whole number of at least 1")
+        check_measurement(self.proxies, self.seed, self.repeats, self.img_size)
 
     @property
     def maximize(self) -> dict[str, bool]:
         """For each proxy, whether more is better."""
-        return {name: _proxies()[name].maximize for name in self.proxies}
+        return directions(self.proxies)
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,7 @@ class _Evaluation:
     def arguments(self, choice: Choice) -> tuple[str, dict[str, Any]]:
         """Model and arguments of a choice, with the image size of the settings."""
         name, arguments = self.space.arguments(choice)
-        if self.settings.img_size is None:
-            return name, arguments
-        if "img_size" in arguments:
-            raise ValueError(
-                f"img_size is {self.settings.img_size}, but space {self.space.name!r} decides it; leave it out"
-            )
-        return name, {**arguments, "img_size": self.settings.img_size}
+        return name, with_img_size(self.space.name, arguments, self.settings.img_size)
 
     def measure(self, name: str, arguments: Mapping[str, Any]) -> tuple[list[float], dict[str, Any]]:
         """Value of each proxy, and what else is kept of a net."""
@@ -228,9 +223,3 @@ class _Evaluation:
         values, net = self.measure(name, arguments)
         named = dict(zip(self.settings.proxies, values))
         return Answer(choice, name, arguments, named, net["params"], net["macs"])
-
-
-def _proxies() -> Mapping[str, Any]:
-    from . import PROXIES  # the package imports this module
-
-    return PROXIES

@@ -155,6 +155,11 @@ def test_refuses_a_space_that_does_not_grow() -> None:
         grow(space, {"depth": 1}, FEW)
 
 
+def test_refuses_an_image_size_that_the_space_decides() -> None:
+    with pytest.raises(ValueError, match="img_size is 64, but space 'plain_vit' decides it; leave it out"):
+        grow(PLAIN, PLAIN_SEED, replace(SMALL, img_size=64))
+
+
 def test_refuses_a_study_of_another_budget(tmp_path: Path) -> None:
     storage = tmp_path / "study.db"
     grow(PLAIN, PLAIN_SEED, SMALL, storage)
@@ -167,7 +172,10 @@ def test_refuses_a_study_of_another_budget(tmp_path: Path) -> None:
     [
         (dict(budget="time"), "budget is 'time'; it must be one of"),
         (dict(low=5.0, high=1.0), "low is 5 and high 1; they must be positive, low at most high"),
-        (dict(repeats=0), "repeats is 0; it must be at least 1"),
+        (dict(repeats=0), "repeats is 0; it must be a whole number of at least 1"),
+        (dict(seed=-1), "seed is -1; it must be a whole number of at least 0"),
+        (dict(img_size=0), "img_size is 0; it must be a whole number of at least 1, or None"),
+        (dict(proxies=("macs", "macs")), "there must be at least one, and none twice"),
         (dict(proxies=("luck",)), "proxies is 'luck'; it must be one of"),
     ],
 )
