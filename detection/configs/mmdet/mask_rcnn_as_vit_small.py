@@ -50,3 +50,4 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05),
 )
 # custom_hooks = [dict(type="ScheduleHook", schedules=dict(type="ProgressiveTokenization"))]
+work_dir = "output/mmdet_mask_rcnn_as_vit_small"

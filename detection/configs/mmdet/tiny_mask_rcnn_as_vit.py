@@ -76,3 +76,4 @@ param_scheduler = [
 ]
 optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=1.0))
 randomness = dict(seed=0)
+work_dir = "output/mmdet_tiny_mask_rcnn_as_vit"
