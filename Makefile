@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-detection study test test-slow test-timm test-timm-all test-wheel lint clean
+.PHONY: help install demo demo-detection design study test test-slow test-timm test-timm-all test-wheel lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -37,6 +37,13 @@ demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritt
 	$(BIN)/python detection/train_net.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml
 	$(BIN)/python detection/draw_predictions.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml \
 		--picture output/tiny_mask_rcnn_as_vit/predictions.png
+
+design: $(INSTALLED)  ## find a net without training, grow it into a family, train the first on digits (15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/search_topology.py --steps 200 --img-size 64 --repeats 2 --output output/design/search
+	OMP_NUM_THREADS=1 $(BIN)/python tools/grow.py --seed-net output/design/search/result.json --img-size 64 --repeats 2 \
+		--low 10e6 --high 20e6 --output output/design/family
+	OMP_NUM_THREADS=1 $(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml \
+		--config output/design/family/net_1.yaml --phases null --output output/design --experiment trained --resume auto
 
 study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)
 	$(BIN)/python tools/digits_study.py --results docs/results/digits_study.json --picture docs/images/digits_study.png

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     with FileLock(output / ".report.lock"):  # processes that worked on it together end together
         write_report(family, seed, space, settings, output)
     print_family(family, settings)
-    print(f"written: {output}/family.json and family.png")
+    print(f"written: {output}/family.json, family.png and net_1.yaml to net_{len(family)}.yaml for train.py --config")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

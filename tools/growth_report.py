@@ -1,4 +1,4 @@
-"""What growing leaves: family.json with all that repeats it, a picture, a table with lines to build the nets with."""
+"""What growing leaves: family.json with all that repeats it, recipes, a picture, and a table."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from result_files import run_record, write_json
+from result_files import run_record, write_json, write_recipe
 
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search import Grown, GrowthSettings, Space
@@ -17,7 +17,7 @@ from asvit_plugin.search import Grown, GrowthSettings, Space
 def write_report(
     family: list[Grown], seed: dict[str, Any], space: Space, settings: GrowthSettings, output: Path
 ) -> None:
-    """Writes family.json and family.png into a folder."""
+    """Writes family.json, family.png and every net as net_STEP.yaml into a folder."""
     record = {
         "family": [{**asdict(net), "create_model": net.line} for net in family],
         "seed": seed,
@@ -26,6 +26,8 @@ def write_report(
         **run_record(),
     }
     write_json(output / "family.json", record)
+    for net in family:
+        write_recipe(output / f"net_{net.step}.yaml", net.model, net.arguments)
     figure = draw(family)
     write_atomically(output / "family.png", lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

@@ -5,12 +5,14 @@ import math
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import yaml
 
 from asvit_plugin.atomic import write_atomically
 
@@ -21,6 +23,14 @@ def write_json(path: Path, data: Any) -> None:
     """Writes JSON, which has no NaN and no infinities: null stands for them."""
     text = json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_recipe(path: Path, model: str, arguments: Mapping[str, Any]) -> None:
+    """Writes a net as a file of options that classification/train.py reads with --config."""
+    kwargs = json.loads(json.dumps(arguments))  # tuples as lists
+    size = {"img_size": kwargs.pop("img_size")} if "img_size" in kwargs else {}
+    text = yaml.safe_dump({"model": model, **size, "model_kwargs": kwargs}, sort_keys=False)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -86,7 +86,8 @@ def search(args: argparse.Namespace) -> None:
     with FileLock(output / ".report.lock"):  # processes that worked on it together end together
         write_report(found, space, settings, output)
     print_answers(found)
-    print(f"written: {output}/result.json and result.png; the study: {without_password(str(storage))}")
+    print(f"written: {output}/result.json, result.png, and best.yaml for train.py --config")
+    print(f"the study: {without_password(str(storage))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

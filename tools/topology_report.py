@@ -1,4 +1,4 @@
-"""What a topology search leaves: result.json with all that repeats it, a picture, and lines to build the nets with."""
+"""What a topology search leaves: result.json with all that repeats it, recipes, a picture, and lines of Python."""
 
 import math
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from result_files import run_record, write_json
+from result_files import run_record, write_json, write_recipe
 
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search import Space, Topology, TopologySettings
@@ -17,8 +17,11 @@ from asvit_plugin.search.topology import Answer
 
 
 def write_report(found: Topology, space: Space, settings: TopologySettings, output: Path) -> None:
-    """Writes result.json and result.png into a folder."""
+    """Writes result.json, result.png and the answers as best.yaml and argmax.yaml into a folder."""
     write_json(output / "result.json", summary(found, space, settings))
+    for name, net in (("best", found.best), ("argmax", found.argmax)):
+        if net is not None:
+            write_recipe(output / f"{name}.yaml", net.model, net.arguments)
     figure = draw(found, settings)
     write_atomically(output / "result.png", lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

@@ -6,6 +6,7 @@ from pathlib import Path
 import grow
 import pytest
 import timm
+import yaml
 
 from asvit_plugin.costs import params
 from asvit_plugin.search import load_space
@@ -31,6 +32,11 @@ def test_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert last["create_model"] in printed
     assert params(eval(last["create_model"], {"timm": timm})) == last["params"] >= 1e5
     assert printed.count("\n| ") == len(record["family"])
+    for net in record["family"]:
+        recipe = yaml.safe_load((tmp_path / "grown" / f"net_{net['step']}.yaml").read_text())
+        assert recipe["img_size"] == 32
+        assert "img_size" not in recipe["model_kwargs"]  # which train.py would refuse
+        assert params(timm.create_model(recipe["model"], img_size=32, **recipe["model_kwargs"])) == net["params"]
     grow.main(argv)  # nothing is measured again
     assert json.loads((tmp_path / "grown" / "family.json").read_text())["family"] == record["family"]
 
@@ -56,7 +62,7 @@ def test_seed_as_a_genotype() -> None:
         (["--space", "plain_vit", "--seed-net", "num_heads=2"], "the seed lacks 'img_size'; it must have"),
         ([*PLAIN, "--low", "9", "--high", "1"], "low is 9 and high 1; they must be positive, low at most high"),
         ([*PLAIN, "--low", "1", "--high", "2", "--proxies", "macs"], "high is 2 parameters; the smallest net that"),
-        (["--space", "nowhere"], "space is 'nowhere'; it must be one of as_vit, plain_vit"),
+        (["--space", "nowhere"], "space is 'nowhere'; it must be one of as_vit, "),
     ],
 )
 def test_refuses(argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import optuna
 import pytest
 import search_topology
 import timm
+import yaml
 from result_files import without_password
 
 import asvit_plugin.search
@@ -77,6 +78,8 @@ def test_prints_and_writes_all_that_repeats_it(space: Path, tmp_path: Path, caps
     for name in ("best", "argmax"):
         assert result[name]["create_model"] in printed.out
         assert params(eval(result[name]["create_model"], {"timm": timm})) == result[name]["params"]
+        recipe = yaml.safe_load((output / f"{name}.yaml").read_text())
+        assert {"img_size": recipe["img_size"], **recipe["model_kwargs"]} == result[name]["arguments"]
     assert "12/12" in printed.err
     assert "best #" in printed.err
 
@@ -126,7 +129,7 @@ def test_optunas_samplers_and_storage(space: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--space", "nosuch"], "space is 'nosuch'; it must be one of as_vit, plain_vit, or a YAML file"),
+        (["--space", "nosuch"], "space is 'nosuch'; it must be one of as_vit, "),
         (["--steps", "0"], "steps is 0"),
         (["--lr", "-1"], "lr is -1.0; it must be positive"),
         (["--proxies", "nosuch"], "proxies is 'nosuch'; it must be one of"),
