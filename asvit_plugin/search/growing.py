@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import TrialState
-from torch.utils.benchmark import Timer
 
 from ..checks import check_choice
 from .growth_rule import Size, pick
@@ -25,6 +23,7 @@ from .measuring import (
     create_model_line,
     directions,
     input_shape,
+    measure_latency,
     measure_scores,
     with_img_size,
 )
@@ -33,7 +32,6 @@ from .study import SearchStudy, open_study
 
 BUDGETS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "seconds"}
 STEP, CANDIDATE, NET = "step", "candidate", "net"  # user attributes of a trial
-_TIMED = 1.0  # seconds of runs that a latency is the median of
 
 
 @dataclass(frozen=True)
@@ -240,15 +238,10 @@ class _Step:
         costs = {name: net[name] for name in ("params", "macs", "cost")}
         return Grown(number, candidates[index], self.model, self.arguments(candidates[index]), **costs, values=scores)
 
-    @torch.inference_mode()
     def _latency(self, size: Mapping[str, int]) -> float:
-        """Median seconds for one image."""
         arguments = self.arguments(size)
-        model = build_net(self.model, arguments).eval().to(self.settings.device)
-        image = torch.randn(1, *input_shape(model, arguments), device=self.settings.device)
-        return (
-            Timer("model(image)", globals=dict(model=model, image=image)).blocked_autorange(min_run_time=_TIMED).median
-        )
+        model = build_net(self.model, arguments)
+        return measure_latency(model, input_shape(model, arguments), self.settings.device)
 
 
 def _without_device(settings: GrowthSettings) -> dict[str, Any]:
