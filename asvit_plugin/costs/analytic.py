@@ -40,7 +40,7 @@ class ViTShape:
         tokens, dim = self.num_patches + 1, self.embed_dim
         total = self.num_patches * self.in_chans * self.patch_size**2 * dim + dim * self.num_classes
         for heads, ratio in zip(self.num_heads, self.mlp_ratio):
-            total += _block_macs(tokens, dim, heads * self.head_dim, int(dim * ratio))
+            total += block_macs(tokens, dim, heads * self.head_dim, int(dim * ratio))
         return total
 
     @property
@@ -50,7 +50,7 @@ class ViTShape:
         total = self.in_chans * self.patch_size**2 * dim + dim  # patch embedding
         total += dim + (grid + 1) * dim + 2 * dim + (dim + 1) * self.num_classes  # class token, positions, norm, head
         for heads, ratio in zip(self.num_heads, self.mlp_ratio):
-            total += _block_params(dim, heads * self.head_dim, int(dim * ratio))
+            total += block_params(dim, heads * self.head_dim, int(dim * ratio))
         return total
 
 
@@ -96,7 +96,7 @@ class PiTShape:
         for before, after, count in zip(dims, dims[1:], patches[1:]):
             total += 9 * count * after + prefix * before * after  # pooling: depthwise convolution, prefix tokens
         for stage, dim, attn_dim, hidden in self._blocks():
-            total += _block_macs(prefix + patches[stage], dim, attn_dim, hidden)
+            total += block_macs(prefix + patches[stage], dim, attn_dim, hidden)
         return total
 
     @property
@@ -107,7 +107,7 @@ class PiTShape:
         total += (prefix + self.num_patches[0]) * dims[0]  # prefix tokens, positions
         total += 2 * dims[-1] + prefix * (dims[-1] + 1) * self.num_classes  # norm, heads
         total += sum(10 * after + (before + 1) * after for before, after in pairwise(dims))  # poolings
-        return total + sum(_block_params(dim, attn_dim, hidden) for _, dim, attn_dim, hidden in self._blocks())
+        return total + sum(block_params(dim, attn_dim, hidden) for _, dim, attn_dim, hidden in self._blocks())
 
     def _blocks(self) -> Iterator[tuple[int, int, int, int]]:
         """Stage, channels, attention width and MLP width of every block."""
@@ -117,11 +117,11 @@ class PiTShape:
                 yield stage, dim, heads * head_dim, int(dim * ratio)
 
 
-def _block_macs(tokens: int, dim: int, attn_dim: int, hidden: int) -> int:
-    """Projections, attention and MLP."""
+def block_macs(tokens: int, dim: int, attn_dim: int, hidden: int) -> int:
+    """Multiply-accumulates of a transformer block: projections, attention and MLP."""
     return 4 * tokens * dim * attn_dim + 2 * tokens**2 * attn_dim + 2 * tokens * dim * hidden
 
 
-def _block_params(dim: int, attn_dim: int, hidden: int) -> int:
-    """Projections, MLP and two norms."""
+def block_params(dim: int, attn_dim: int, hidden: int) -> int:
+    """Parameters of a transformer block with biases: projections, MLP and two norms."""
     return (dim + 1) * 3 * attn_dim + (attn_dim + 1) * dim + (dim + 1) * hidden + (hidden + 1) * dim + 4 * dim
