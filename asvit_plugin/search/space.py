@@ -35,6 +35,7 @@ class Space:
         constraints: Expressions over the decisions that must all hold (see :class:`Expression`).
         scoring: Arguments that differ while a net is scored by proxies.
         growth: How its nets grow; None where they cannot.
+        pools: How often each choice of a decision stands in the pool that a supernet draws from; 1 each unless said.
 
     Raises:
         ValueError: for an empty or doubled choice, an expression that is not allowed or names no decision, and where
@@ -48,6 +49,7 @@ class Space:
     constraints: tuple[str, ...] = ()
     scoring: Mapping[str, Any] = field(default_factory=dict)
     growth: GrowthRule | None = None
+    pools: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.decisions:
@@ -58,6 +60,8 @@ class Space:
         if self.growth:
             grown = set(self.growth.start)
             self._check_names(expressions(list(self.growth.template.values())), set(self.decisions) | grown)
+        for decision, pool in self.pools.items():
+            self._check_pool(decision, pool)
         for group in self._groups:
             group.check(self.name)
 
@@ -77,6 +81,17 @@ class Space:
                 raise ValueError(f"decision {decision!r} of space {self.name!r} has {value!r}; it takes scalars only")
         if len(set(choices)) < len(choices):
             raise ValueError(f"decision {decision!r} of space {self.name!r} has a choice twice: {list(choices)}")
+
+    def _check_pool(self, decision: str, pool: tuple[int, ...]) -> None:
+        if decision not in self.decisions:
+            raise ValueError(f"pools of space {self.name!r} name {decision!r}, which is no decision of it")
+        choices = self.decisions[decision]
+        whole = all(type(count) is int and count >= 0 for count in pool)
+        if not whole or len(pool) != len(choices) or not any(pool):
+            raise ValueError(
+                f"pool of decision {decision!r} of space {self.name!r} is {list(pool)}; it must be a whole number of "
+                f"at least 0 for each of its choices {list(choices)}, not all of them 0"
+            )
 
     @cached_property
     def _constraints(self) -> tuple[Expression, ...]:
@@ -108,6 +123,8 @@ class Space:
         """16 hex digits of all that makes the space what it is; its name is no part of that."""
         decisions = [[name, list(choices)] for name, choices in self.decisions.items()]
         parts = [self.model, decisions, dict(self.template), list(self.constraints), dict(self.scoring)]
+        if self.pools:
+            parts.append({name: list(pool) for name, pool in self.pools.items()})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self, choice: Mapping[str, Any]) -> None:
@@ -116,15 +133,23 @@ class Space:
         Raises:
             ValueError: naming the decision and what is allowed, or the constraint that it breaks.
         """
+        self.check_values(choice)
+        broken = next((each for each in self._constraints if not each(choice)), None)
+        if broken:
+            values = ", ".join(f"{name}={choice[name]!r}" for name in self.decisions if name in broken.names)
+            raise ValueError(f"choice breaks the constraint {broken.text!r} of space {self.name!r} with {values}")
+
+    def check_values(self, choice: Mapping[str, Any]) -> None:
+        """Refuse a choice that lacks a decision or has a value that none of its choices is; constraints may be broken.
+
+        Raises:
+            ValueError: naming the decision and what is allowed.
+        """
         if set(choice) != set(self.decisions):
             raise ValueError(f"choice has the decisions {list(choice)}; it must have {list(self.decisions)}")
         for name, value in choice.items():
             if value not in self.decisions[name]:
                 raise ValueError(f"decision {name!r} is {value!r}; it must be one of {list(self.decisions[name])}")
-        broken = next((each for each in self._constraints if not each(choice)), None)
-        if broken:
-            values = ", ".join(f"{name}={choice[name]!r}" for name in self.decisions if name in broken.names)
-            raise ValueError(f"choice breaks the constraint {broken.text!r} of space {self.name!r} with {values}")
 
     def allows(self, choice: Mapping[str, Any]) -> bool:
         """Whether a choice of known values meets the constraints."""

@@ -10,7 +10,9 @@ constraints:                     # optional: all must hold
   - heads_{block} >= depth
 arguments:                       # of timm.create_model
   depth: "{depth}"
-  num_heads: {for: block, of: "{heads_{block}}", if: "{block} <= depth"}
+  num_heads: {for: block, of: "{heads_{block}}", if: "{block} <= depth"}   # for: [a, b] goes through both at once
+pools:                           # optional: how often each choice stands in the pool that a supernet draws from, else 1
+  depth: [3, 1]
 scoring: {class_token: false}    # optional: arguments that differ while proxies score a net
 growth:                          # optional: how nets grow; the other decisions are the seed's
   depths: [depth]                # each step adds 1 to one of them
@@ -30,7 +32,7 @@ from .space import Space
 from .templates import repeat, unroll
 
 _REQUIRED = ("model", "decisions", "arguments")
-_KEYS = ("name", *_REQUIRED, "for_each", "constraints", "scoring", "growth")
+_KEYS = ("name", *_REQUIRED, "for_each", "constraints", "pools", "scoring", "growth")
 _GROWTH_KEYS = ("depths", "width", "start", "width_factor", "arguments")
 
 
@@ -65,7 +67,7 @@ def parse_space(text: str, name: str) -> Space:
     if unknown or missing:
         what = f"has an unknown key {unknown[0]!r}" if unknown else f"lacks the key {missing[0]!r}"
         raise ValueError(f"space {name!r} {what}; its keys are {', '.join(_KEYS)}")
-    for key in ("for_each", "decisions", "arguments", "scoring", "growth"):
+    for key in ("for_each", "decisions", "arguments", "pools", "scoring", "growth"):
         if not isinstance(fields.get(key, {}), Mapping):
             raise ValueError(f"{key} of space {name!r} is {fields[key]!r}; it must be a mapping")
     variables = {key: _list(f"for_each {key!r}", values) for key, values in fields.get("for_each", {}).items()}
@@ -80,6 +82,7 @@ def parse_space(text: str, name: str) -> Space:
         constraints=tuple(filled for each in constraints for _, filled in repeat(str(each), variables)),
         scoring=fields.get("scoring", {}),
         growth=_growth(fields["growth"], variables, name) if "growth" in fields else None,
+        pools=_pools(fields.get("pools", {}), variables, name),
     )
 
 
@@ -107,6 +110,16 @@ def _decisions(fields: Mapping[str, Any], variables: Mapping[str, list], space: 
                 raise ValueError(f"decision {name!r} of space {space!r} is declared twice")
             decisions[name] = tuple(_list(f"decision {name!r}", choices))
     return decisions
+
+
+def _pools(fields: Mapping[str, Any], variables: Mapping[str, list], space: str) -> dict[str, tuple[int, ...]]:
+    pools: dict[str, tuple[int, ...]] = {}
+    for template, counts in fields.items():
+        for _, name in repeat(str(template), variables):
+            if name in pools:
+                raise ValueError(f"pool of decision {name!r} of space {space!r} is declared twice")
+            pools[name] = tuple(_list(f"pool of decision {name!r}", counts))
+    return pools
 
 
 def _list(what: str, value: Any) -> list[Any]:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .expressions import Expression
 
 _HOLE = re.compile(r"\{([^{}]*)\}")
 _KEYS = {"for", "of", "if", "join"}
+_expression = lru_cache(maxsize=10_000)(Expression)  # a search fills one template thousands of times
 
 
 def repeat(node: Any, variables: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], Any]]:
@@ -37,6 +39,8 @@ def put(node: Any, variable: str, value: Any) -> Any:
 def unroll(field: str, node: Any, variables: Mapping[str, Sequence[Any]]) -> Any:
     """A template without repetition: every ``for`` is written out, as a list of ``{"if": ..., "of": ...}``.
 
+    ``for: block`` walks through the variable's values, ``for: [left, right]`` through several variables' side by side.
+
     Raises:
         ValueError: naming the field, where a mapping has other keys or an unknown variable.
     """
@@ -52,12 +56,21 @@ def unroll(field: str, node: Any, variables: Mapping[str, Sequence[Any]]) -> Any
         raise ValueError(f"{field} has join {node['join']!r}; it must be a text")
     if "for" not in node:
         return {**node, "of": unroll(field, node["of"], variables)}
-    variable = node["for"]
-    if variable not in variables:
-        raise ValueError(f"{field} repeats over {variable!r}; for_each has only {sorted(variables)}")
+    names = node["for"] if isinstance(node["for"], list) else [node["for"]]
+    for name in names:
+        if name not in variables:
+            raise ValueError(f"{field} repeats over {name!r}; for_each has only {sorted(variables)}")
+    if len({len(variables[name]) for name in names}) > 1:
+        raise ValueError(f"{field} repeats over {names} together; for_each must have as many values of each")
     body = {key: node[key] for key in ("of", "if") if key in node}
-    items = [unroll(field, put(body, variable, value), variables) for value in variables[variable]]
+    items = [unroll(field, _put_all(body, names, values), variables) for values in zip(*map(variables.get, names))]
     return {"of": items, **({"join": node["join"]} if "join" in node else {})}
+
+
+def _put_all(node: Any, names: Sequence[str], values: Sequence[Any]) -> Any:
+    for name, value in zip(names, values):
+        node = put(node, name, value)
+    return node
 
 
 def expressions(node: Any) -> Iterator[Expression]:
@@ -87,8 +100,8 @@ def fill(node: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(node, str):
         whole = _HOLE.fullmatch(node)
         if whole:
-            return Expression(whole[1])(values)
-        return _HOLE.sub(lambda hole: str(Expression(hole[1])(values)), node)
+            return _expression(whole[1])(values)
+        return _HOLE.sub(lambda hole: str(_expression(hole[1])(values)), node)
     if isinstance(node, list):
         kept = [each for each in node if not _is_off(each, values)]
         return [fill(each, values) for each in kept]
@@ -99,4 +112,4 @@ def fill(node: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _is_off(node: Any, values: Mapping[str, Any]) -> bool:
-    return isinstance(node, Mapping) and "if" in node and not Expression(str(node["if"]))(values)
+    return isinstance(node, Mapping) and "if" in node and not _expression(str(node["if"]))(values)
