@@ -1,8 +1,8 @@
 """Samplers over a space whose random numbers do not depend on how often the study was killed."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import optuna
@@ -16,7 +16,7 @@ from .study import complete_trials
 if TYPE_CHECKING:
     from optuna import Study
 
-_TRIES = 100  # draws of a sampler that may break the constraints, before a random point takes their place
+_TRIES = 100  # draws of a sampler that may not be allowed, before a random point takes their place
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -31,9 +31,14 @@ def keyed_generator(seed: int, study: "Study", trial: FrozenTrial) -> np.random.
     The key is (seed, COMPLETE trials, RUNNING trials that began before this one). A trial that was killed has no part
     in it, so the next one draws what the killed one drew; the trial's number would not do.
     """
+    key = (1, len(complete_trials(study)), len(running_before(study, trial)))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def running_before(study: "Study", trial: FrozenTrial) -> list[FrozenTrial]:
+    """The RUNNING trials that began before this one."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    before = sum(other.number < trial.number for other in running)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, len(complete_trials(study)), before)))
+    return [other for other in running if other.number < trial.number]
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -46,15 +51,31 @@ def suggest(space: Space, trial: "optuna.Trial") -> Choice:
     return {name: trial.suggest_categorical(name, choices) for name, choices in space.decisions.items()}
 
 
-class SpaceSampler(BaseSampler):
-    """A sampler of whole points of a space; what breaks its constraints is drawn again."""
+class Points(Protocol):
+    """Points of a space that may be sampled: the space itself, or those of its points that are within a budget."""
 
-    def __init__(self, space: Space, seed: int) -> None:
-        self.space, self.seed = space, seed
+    def allows(self, choice: Mapping[str, Any]) -> bool:
+        """Whether a choice of known values is one."""
+
+    def sample(self, rng: np.random.Generator) -> Choice:
+        """One at random."""
+
+
+class SpaceSampler(BaseSampler):
+    """A sampler of whole points of a space; what is not allowed is drawn again.
+
+    Args:
+        space: What it samples.
+        seed: Seed of the search.
+        points: Which of its points are allowed; by default all.
+    """
+
+    def __init__(self, space: Space, seed: int, points: Points | None = None) -> None:
+        self.space, self.seed, self.points = space, seed, points or space
 
     @abstractmethod
     def draw(self, study: "Study", trial: FrozenTrial, rng: np.random.Generator) -> Choice:
-        """One value for every decision; constraints may be broken."""
+        """One value for every decision; it may be a point that is not allowed."""
 
     def infer_relative_search_space(self, study: "Study", trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space."""
@@ -63,13 +84,13 @@ class SpaceSampler(BaseSampler):
     def sample_relative(
         self, study: "Study", trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A point of the space."""
+        """An allowed point of the space."""
         rng = keyed_generator(self.seed, study, trial)
         for _ in range(_TRIES):
             choice = self.draw(study, trial, rng)
-            if self.space.allows(choice):
+            if self.points.allows(choice):
                 return choice
-        return self.space.sample(rng)
+        return self.points.sample(rng)
 
     def sample_independent(
         self, study: "Study", trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -85,10 +106,13 @@ class OptunaSampler(SpaceSampler):
         space: What it samples.
         seed: Seed of the search.
         make: Makes the sampler from a seed.
+        points: Which of its points are allowed; by default all.
     """
 
-    def __init__(self, space: Space, seed: int, make: Callable[[int], BaseSampler]) -> None:
-        super().__init__(space, seed)
+    def __init__(
+        self, space: Space, seed: int, make: Callable[[int], BaseSampler], points: Points | None = None
+    ) -> None:
+        super().__init__(space, seed, points)
         self._make = make
         self._inner = make(seed)
 
