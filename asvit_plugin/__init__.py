@@ -4,7 +4,7 @@ from ._version import __version__
 from .layers import MaskStatistics, finish, mask_statistics, switch_attention
 from .models import AsViT, AsViTGenotype, NetworkDef, ScaledPiT, ScaledViT, ViTResNAS, castle, list_models
 from .schedules import AttentionState, AttentionSwitching, Phase, ProgressiveTokenization
-from .tasks import DistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
+from .tasks import DistillationTask, InplaceDistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
 
 __all__ = [
     "AsViT",
@@ -12,6 +12,7 @@ __all__ = [
     "AttentionState",
     "AttentionSwitching",
     "DistillationTask",
+    "InplaceDistillationTask",
     "MaskStatistics",
     "NetworkDef",
     "PatchHeadCrossEntropy",

@@ -1,9 +1,13 @@
-"""Designing nets: spaces, training-free proxies, and searches as Optuna studies."""
+"""Designing nets: spaces, training-free proxies, supernets, and searches as Optuna studies."""
 
 from importlib import import_module
 from typing import Any
 
+from .architectures import Architectures
+from .budget import Budget, network_cost
 from .distortion import length_distortion
+from .importance import reorder
+from .network_space import NetworkSpace, load_network_space
 from .ntk import ntk_condition
 from .proxies import PROXIES, Proxy, macs, num_parameters
 from .ranking import rank_sum
@@ -11,16 +15,22 @@ from .score import Score
 from .space import Space
 from .space_schema import list_spaces, load_space
 from .spectrum import spectrum_entropy
+from .supernet import SuperNet, make_supernet
 from .synaptic import dss, synflow
 
 # These need optuna, which the rest does without.
 _SEARCHING = {
+    "EvolutionSampler": "evolution",
+    "EvolutionSettings": "evolution",
+    "Evolved": "evolving",
+    "EvolvingSettings": "evolving",
     "GrowthSettings": "growing",
     "Grown": "growing",
     "ReinforceSampler": "reinforce",
     "ReinforceSettings": "reinforce",
     "Topology": "topology",
     "TopologySettings": "topology",
+    "evolve": "evolving",
     "grow": "growing",
     "open_study": "study",
     "search_topology": "topology",
@@ -28,17 +38,25 @@ _SEARCHING = {
 
 __all__ = [
     "PROXIES",
+    "Architectures",
+    "Budget",
+    "NetworkSpace",
     "Proxy",
     "Score",
     "Space",
+    "SuperNet",
     "dss",
     "length_distortion",
     "list_spaces",
+    "load_network_space",
     "load_space",
     "macs",
+    "make_supernet",
+    "network_cost",
     "ntk_condition",
     "num_parameters",
     "rank_sum",
+    "reorder",
     "spectrum_entropy",
     "synflow",
     *_SEARCHING,

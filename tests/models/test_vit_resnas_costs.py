@@ -30,10 +30,10 @@ SIZES = [56, 100, 112, 224, 230, 280, 392, (56, 112), (100, 230), (1, 57)]
 @cache
 def built(definition: str, **kwargs: Any) -> nn.Module:
     with torch.device("meta"):
-        return timm.create_model("vit_resnas", network_def=definition, num_classes=net_of(definition), **kwargs)
+        return timm.create_model("vit_resnas", network_def=definition, num_classes=classes_of(definition), **kwargs)
 
 
-def net_of(definition: str) -> int:
+def classes_of(definition: str) -> int:
     return NetworkDef.parse(definition).num_classes
 
 
