@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from checkpoints import load_weights, read_foreign
 from data import count_classes, data_arguments, make_eval_loader, make_train_loader, open_dataset
+from data_options import DataOptions
 from engine import Process, Training, make_autocast
 from freezing import freeze
-from options import DataOptions, TrainOptions
+from options import TrainOptions
 from pretrained import first_line, make_model
 from savings import count_savings
+from supernet_training import make_architectures, make_supernet_model
 from task import make_mixup, make_task, mixes
 from timm.data.model_config import resolve_input_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -48,7 +50,8 @@ def make_training(options: TrainOptions, process: Process) -> Training:
     """
     train_set, eval_set = open_dataset(options, training=True), open_dataset(options, training=False)
     random_seed(options.seed)
-    model = make_model(options, count_classes(options, train_set, eval_set))
+    make = make_supernet_model if options.supernet else make_model
+    model = make(options, count_classes(options, train_set, eval_set))
     if options.initial_checkpoint:
         load_weights(model, read_foreign(options.initial_checkpoint), options.initial_checkpoint)
     data_config = make_data_config(options, model)
@@ -80,6 +83,7 @@ def make_training(options: TrainOptions, process: Process) -> Training:
         ema,
         schedule,
         switching,
+        architectures=make_architectures(options, model) if options.supernet else None,
         mixup=make_mixup(options, model, data_config["input_size"]) if mixes(options) else None,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,

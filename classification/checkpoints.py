@@ -5,11 +5,12 @@ so a kill in between leaves no `last` checkpoint; and it stores the arguments as
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from options import TrainOptions
 from report import COLUMNS
 from timm.models import load_state_dict
 from timm.task import TrainingTask
@@ -26,6 +27,7 @@ FREE_OPTIONS = {
     "tensorboard",
     "data",
     "data_dir",
+    "supernet",  # the checkpoint knows what the space was, which a file's name does not say
     "pin_mem",
     "device",
     "compile",
@@ -109,7 +111,7 @@ def read_foreign(path: Path | str, use_ema: bool = True) -> dict[str, torch.Tens
 
 def check_same_run(state: dict[str, Any], options: dict[str, Any], world_size: int, path: Path) -> None:
     """Raises ValueError if continuing a checkpoint with these options would not be the same run."""
-    saved = state["options"]
+    saved = asdict(TrainOptions()) | state["options"]  # a checkpoint does not know options that are younger
     changed = [
         f"--{name.replace('_', '-')} was {saved[name]!r} and is {value!r}"
         for name, value in options.items()

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from options import DataOptions, TrainOptions
+from data_options import DataOptions
+from holdout import split_off
+from options import TrainOptions
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
 from timm.data.auto_augment import NAME_TO_OP, posterize
@@ -66,18 +68,25 @@ if _refuses_zero_bits():
 
 
 def open_dataset(options: DataOptions, training: bool) -> Dataset:
-    """Opens the training or the held-out split.
+    """Opens the training or the held-out split; with `--holdout`, either part of the training split.
 
     Args:
         options: Names the data.
-        training: Which of the two splits.
+        training: Which of the two.
 
     Returns:
         A timm dataset without transforms.
 
     Raises:
-        ValueError: The data is not there or cannot be read.
+        ValueError: The data is not there or cannot be read, or images cannot be held out of it.
     """
+    if options.holdout:
+        return split_off(_open_split(options, training=True), options.holdout, training)
+    return _open_split(options, training)
+
+
+def _open_split(options: DataOptions, training: bool) -> Dataset:
+    """Opens a whole split."""
     root = options.data_dir or ("" if options.data == "digits" else options.data)
     if options.class_map and not any(Path(folder, options.class_map).is_file() for folder in ("", root)):
         raise ValueError(f"--class-map is {options.class_map!r}; allowed is the path of a file")
@@ -216,7 +225,7 @@ def _check_folder(root: str, options: DataOptions) -> None:
     if not folder.exists():
         raise ValueError(f"the data folder {root!r} does not exist")
     synonyms = {"train": ("training",), "validation": ("val", "valid", "eval", "evaluation")}
-    for split in (options.train_split, options.val_split):
+    for split in (options.train_split, *([] if options.holdout else [options.val_split])):
         if folder.is_dir() and not any((folder / name).is_dir() for name in (split, *synonyms.get(split, ()))):
             raise ValueError(f"the data folder {root!r} has no folder for the split {split!r}")
 

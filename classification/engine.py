@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import asvit_plugin
 from asvit_plugin import SwitchTokenMix
+from asvit_plugin.search.architectures import Architectures
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -55,6 +56,7 @@ class Training:
     ema: ModelEmaV3 | None
     schedule: asvit_plugin.ProgressiveTokenization | None
     switching: asvit_plugin.AttentionSwitching | None
+    architectures: Architectures | None
     mixup: Mixup | SwitchTokenMix | None
     optimizer: torch.optim.Optimizer
     lr_scheduler: Scheduler | None
@@ -140,6 +142,8 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
         bar.update()
         if index % options.log_interval == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    if training.architectures is not None:
+        training.model.choose(None)  # the whole net is what validation measures
     sums = torch.stack([total, torch.tensor(float(images_seen), device=process.device)])
     mean_loss, images_seen = _mean_and_count(sums, process)
     if not math.isfinite(mean_loss):
@@ -203,6 +207,8 @@ def _backward(
     options, task = training.options, training.task
     if training.mixup is not None:
         images, targets = training.mixup(images, targets)
+    if training.architectures is not None:
+        training.architectures.step(len(images))
     with nullcontext() if needs_update else task.no_sync():
         with training.autocast():
             loss = task(_in_format(images, options.channels_last), targets)["loss"]

@@ -12,7 +12,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import jsonargparse
-from options import Counts, DataOptions, Names, Numbers
+from data_options import Counts, DataOptions, Names, Numbers
+from holdout import Words
 
 Section = TypeVar("Section", bound=DataOptions)
 PATIENCE = 10  # seconds, for processes that do not start all at once
@@ -83,7 +84,7 @@ def _add_option(group: Any, name: str, hint: Any, default: Any, help_text: str) 
     extra: dict[str, Any] = {"type": hint}
     if hint in (bool, bool | None):
         extra |= {"nargs": "?", "const": True}
-    for numbers in (Numbers, Counts, Names):
+    for numbers in (Numbers, Counts, Names, Words):
         if numbers in (hint, *get_args(hint)):
             extra = {"type": get_args(numbers)[0], "nargs": "+"}
     group.add_argument(*flags, default=default, help=help_text, **extra)

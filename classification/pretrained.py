@@ -5,7 +5,7 @@ import textwrap
 from typing import Any
 
 import timm
-from options import ModelOptions
+from data_options import ModelOptions
 from safetensors import SafetensorError
 from timm.models import load_state_dict, parse_model_name, resolve_model_input_args
 from torch import nn
@@ -32,7 +32,13 @@ def make_model(options: ModelOptions, num_classes: int | None) -> nn.Module:
     Raises:
         ValueError: There is no such model, it does not take these arguments, or its weights are not to be had.
     """
-    kwargs = {
+    kwargs = model_arguments(options, num_classes)
+    return build("model", options.model, kwargs, options.pretrained, options.pretrained_path)
+
+
+def model_arguments(options: ModelOptions, num_classes: int | None) -> dict[str, Any]:
+    """What the options say to a model, as its keyword arguments; None stands for its own default."""
+    return {
         "num_classes": num_classes,
         "drop_rate": options.drop,
         "drop_path_rate": options.drop_path,
@@ -40,7 +46,6 @@ def make_model(options: ModelOptions, num_classes: int | None) -> nn.Module:
         "in_chans": options.in_chans,
         "img_size": options.img_size,
     } | options.model_kwargs
-    return build("model", options.model, kwargs, options.pretrained, options.pretrained_path)
 
 
 def build(option: str, name: str, kwargs: dict[str, Any], pretrained: bool, path: str = "") -> nn.Module:

@@ -14,7 +14,8 @@ from typing import Any
 from asvit_plugin.atomic import write_atomically
 
 COLUMNS = ("epoch", "stride", "lr", "train_loss", "eval_loss", "top1", "top5", "images_per_second", "seconds")
-SWITCH_COLUMNS = ("blend", "threshold")  # of runs with attention switching
+# Of runs with attention switching, and of those of a supernet
+EXTRA_COLUMNS = ("blend", "threshold", "smallest_top1")
 
 
 class Reporter:
@@ -41,7 +42,7 @@ class Reporter:
         write_csv(history, self.folder / "summary.csv")
         if self.events is not None:
             row = history[-1]
-            scalars = {name: row[name] for name in (*COLUMNS[1:], *SWITCH_COLUMNS) if row.get(name) is not None}
+            scalars = {name: row[name] for name in (*COLUMNS[1:], *EXTRA_COLUMNS) if row.get(name) is not None}
             for block, (density, share) in (row.get("masks") or {}).items():
                 scalars |= {f"mask_density/{block}": density, f"mask_share/{block}": share}
             for name, value in scalars.items():
@@ -57,8 +58,8 @@ class Reporter:
 def write_csv(history: list[dict[str, Any]], path: Path) -> None:
     """Writes one row per finished epoch; the file is replaced as a whole, so a kill cannot tear or repeat rows."""
     text = io.StringIO()
-    switched = any(row.get("blend") is not None for row in history)
-    columns = (*COLUMNS, *SWITCH_COLUMNS) if switched else COLUMNS
+    extra = [name for name in EXTRA_COLUMNS if any(row.get(name) is not None for row in history)]
+    columns = (*COLUMNS, *extra)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
@@ -106,9 +107,10 @@ def draw_curves(history: list[dict[str, Any]], img_size: int, path: Path) -> Non
 def epoch_line(row: dict[str, Any]) -> str:
     """A finished epoch on one line."""
     stride = "" if row["stride"] is None else f"stride {row['stride']:2d}   "
+    smallest = "" if row.get("smallest_top1") is None else f"(smallest net {row['smallest_top1']:.2f} %)   "
     return (
         f"epoch {row['epoch'] + 1:3d}   {stride}loss {row['train_loss']:.4f}   held-out {row['eval_loss']:.4f}   "
-        f"top-1 {row['top1']:.2f} %   {row['images_per_second']:.0f} images/s"
+        f"top-1 {row['top1']:.2f} %   {smallest}{row['images_per_second']:.0f} images/s"
     )
 
 

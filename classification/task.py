@@ -13,6 +13,8 @@ from torch import nn
 
 from asvit_plugin import DistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
 from asvit_plugin.costs import run_on_meta
+from asvit_plugin.search.supernet import SuperNet
+from asvit_plugin.tasks.inplace_distillation import InplaceDistillationTask
 
 
 def make_task(options: TrainOptions, model: nn.Module, data_config: dict[str, Any], process: Process) -> TrainingTask:
@@ -24,6 +26,8 @@ def make_task(options: TrainOptions, model: nn.Module, data_config: dict[str, An
     criterion = make_criterion(options, model)
     if options.kd_model_name:
         task = make_distillation(options, model, criterion, data_config).to(process.device)
+    elif options.inplace_distillation:
+        task = make_inplace_distillation(model, criterion, process)
     else:
         task = ClassificationTask(model, criterion, device=process.device, verbose=False)
     if options.compile:
@@ -79,6 +83,18 @@ def make_distillation(
         )
     except ValueError as error:
         raise ValueError(f"--kd-model-name is {options.kd_model_name!r}: {error}") from error
+
+
+def make_inplace_distillation(supernet: SuperNet, criterion: nn.Module, process: Process) -> InplaceDistillationTask:
+    """Distillation from a supernet's largest net to all others.
+
+    Raises:
+        ValueError: It has a distillation head.
+    """
+    try:
+        return InplaceDistillationTask(supernet, criterion, device=process.device)
+    except ValueError as error:
+        raise ValueError(f"--inplace-distillation is on; {error}") from error
 
 
 def check_sizes(teacher: nn.Module, options: TrainOptions, img_size: int) -> None:

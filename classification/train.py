@@ -35,6 +35,7 @@ from options import TrainOptions
 from parsing import exit_with, parse_options
 from processes import ending_together
 from report import Reporter, best_epoch, closing_table, draw_curves, epoch_line
+from supernet_training import measure_smallest, restore_supernet, settle_mode, start_supernet_epoch, supernet_state
 from timm.models import get_model_args
 from tqdm import tqdm
 
@@ -63,6 +64,9 @@ def main(argv: list[str] | None = None) -> History:
         history = restore(training, checkpoint) if checkpoint else []
         if checkpoint:
             check_same_folder(checkpoint, folder)
+        else:
+            with ending_together():
+                settle_mode(training)
         reporter = open_folder(training, folder, history) if process.rank == 0 else None
     except ValueError as error:
         exit_with(str(error))
@@ -91,6 +95,8 @@ def fit(training: Training, folder: Path, history: History, reporter: Reporter |
     for epoch in range(len(history), training.epochs):
         started = time.perf_counter()
         start_epoch(training, epoch)
+        if training.architectures is not None:
+            start_supernet_epoch(training, epoch)
         row = run_epoch(training, epoch)
         history.append(row | {"seconds": time.perf_counter() - started})
         if reporter is not None:
@@ -131,6 +137,7 @@ def run_epoch(training: Training, epoch: int) -> dict[str, Any]:
         "eval_loss": held_out["loss"],
         "top1": held_out["top1"],
         "top5": held_out["top5"],
+        "smallest_top1": measure_smallest(training),
         "final_state": in_last_phase(schedule, progress) and linear,
     }
 
@@ -177,7 +184,7 @@ def save(training: Training, folder: Path, history: History) -> None:
             state_dict=model.state_dict(),
             optimizer=training.optimizer.state_dict(),
         )
-    )
+    ) | supernet_state(training)
     if training.saved_fraction is not None:
         state["saved_macs"] = training.saved_fraction
     if task_state := training.task.get_task_state():
@@ -202,6 +209,7 @@ def restore(training: Training, path: Path) -> History:
     """
     state = read_checkpoint(path)
     check_same_run(state, asdict(training.options), training.process.world_size, path)
+    restore_supernet(training, state, path)
     load_weights(training.model, state["state_dict"], path)
     load_task_state(training.task, state, path)
     load_part(training.optimizer, state, "optimizer", path)
