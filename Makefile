@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-detection design study test test-slow test-timm test-timm-all test-wheel lint clean
+.PHONY: help install demo demo-detection design evolve study test test-slow test-timm test-timm-all test-wheel lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -44,6 +44,9 @@ design: $(INSTALLED)  ## find a net without training, grow it into a family, tra
 		--low 10e6 --high 20e6 --output output/design/family
 	OMP_NUM_THREADS=1 $(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml \
 		--config output/design/family/net_1.yaml --phases null --output output/design --experiment trained --resume auto
+
+evolve: $(INSTALLED)  ## train a supernet on digits, evolve a net in it, train it and others (half an hour)
+	$(BIN)/python tools/evolution_study.py
 
 study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)
 	$(BIN)/python tools/digits_study.py --results docs/results/digits_study.json --picture docs/images/digits_study.png

@@ -1,0 +1,146 @@
+"""Weight-sharing search from end to end on handwritten digits: what it finds, and what its scores are worth.
+
+    python tools/evolution_study.py            # half an hour on 2 CPU cores; goes on where it was stopped
+
+Trains a supernet (classification/recipes/digits_supernet.yaml), evolves a net within a budget of MACs
+(tools/evolve.py), trains it from scratch, and beside it random nets of the same budget and the space's largest net.
+Then it trains random nets of all sizes, and compares what they reach with what they have by the supernet's weights.
+Finished, it writes a JSON file and a picture, and prints the tables of docs/supernet.md.
+"""
+
+import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import evolve
+import numpy as np
+import torch
+from arguments import MISTAKES
+from digits_study import SCRIPTS, call
+from evolution_study_report import draw, print_tables
+from result_files import run_record, write_json
+from supernet_run import SupernetRun, open_run
+from tqdm import tqdm
+
+from asvit_plugin.models.vit_resnas_costs import network_macs, network_params
+from asvit_plugin.search import Budget, network_cost
+from asvit_plugin.search.budget import Affordable
+from asvit_plugin.search.space import Choice
+
+RECIPE = SCRIPTS / "recipes" / "digits_supernet.yaml"
+ALONE = ("evolved", "largest")  # groups of one net
+IN_BUDGET = 4  # random nets
+EVOLUTION = ["--population", "100", "--parents", "20", "--mutations", "25", "--crossovers", "25", "--iterations", "9"]
+
+
+class Run(NamedTuple):
+    """One net's training from scratch.
+
+    Attributes:
+        group: "evolved", "largest", "random in budget", or "random" for nets of all sizes.
+        number: Of the net in its group.
+        seed: Of the training.
+    """
+
+    group: str
+    number: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.group.replace(' ', '_')}-{self.number}-{self.seed}"
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    for field in ("budget", "epochs", "nets", "seeds", "workers"):
+        if getattr(args, field) < 1:
+            parser.error(f"argument --{field} is {getattr(args, field)}; it must be at least 1")
+    try:
+        study(args)
+    except MISTAKES as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=3.5e6, help="MACs of an image, at most")
+    parser.add_argument("--epochs", type=int, default=8, help="of each training from scratch")
+    parser.add_argument("--nets", type=int, default=20, help="random nets of all sizes")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each net; twice as many where one is alone")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, with one thread each")
+    parser.add_argument("--output", type=Path, default=Path("output/evolution_study"), help="folder of all runs")
+    parser.add_argument("--results", type=Path, help="JSON file to write (results.json in that folder)")
+    parser.add_argument("--picture", type=Path, help="PNG file to write (results.png in that folder)")
+    return parser
+
+
+def study(args: argparse.Namespace) -> None:
+    """Does what is not done yet, and writes the results."""
+    print("training the supernet ...", flush=True)
+    place = ["--output", str(args.output), "--resume", "auto", "--tensorboard", "false"]
+    call("train.py", ["--config", str(RECIPE), *place, "--experiment", "supernet"])
+    checkpoint, evolved = args.output / "supernet" / "last.pth.tar", args.output / "evolved"
+    evolve.main(["--supernet", str(checkpoint), "--budget", str(args.budget), "--output", str(evolved), *EVOLUTION])
+    found = json.loads((evolved / "result.json").read_text())
+    supernet = open_run(checkpoint)
+    nets = choose(supernet, found["best"]["choice"], args)
+    runs = [Run(*net, seed) for net in nets for seed in range(args.seeds * (2 if net[0] in ALONE else 1))]
+    print("training nets from scratch ...", flush=True)
+    with tqdm(total=len(runs), unit="net") as bar, ThreadPoolExecutor(args.workers) as pool:
+        for _ in pool.map(lambda run: train(supernet, nets[run[:2]], run, args), runs):
+            bar.update()
+    results = {
+        **run_record(),
+        "budget": args.budget,
+        "supernet": torch.load(checkpoint, map_location="cpu", weights_only=True)["history"],
+        "evolution": {key: found[key] for key in ("trials", "measuring_seconds")},
+        "nets": [record(supernet, nets[run[:2]], run, args) for run in runs],
+    }
+    write_json(args.results or args.output / "results.json", results)
+    draw(results, args.picture or args.output / "results.png")
+    print_tables(results)
+
+
+def choose(supernet: SupernetRun, best: Choice, args: argparse.Namespace) -> dict[tuple[str, int], Choice]:
+    """The nets that are trained, by group and number."""
+    networks = supernet.supernet.networks
+    cost = network_cost(networks, "macs", supernet.supernet.img_size, supernet.supernet.in_chans)
+    in_budget = Affordable(networks, Budget("macs", cost, args.budget))
+    rng = np.random.default_rng(0)
+    nets = {("evolved", 0): best, ("largest", 0): networks.largest_choice()}
+    nets |= {("random in budget", number): in_budget.sample(rng) for number in range(IN_BUDGET)}
+    return nets | {("random", number): networks.space.sample(rng) for number in range(args.nets)}
+
+
+def train(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namespace) -> None:
+    """Trains one net from scratch on all of the training images, or finds it trained."""
+    recipe = args.output / "evolved" / "best.yaml"
+    net = f'{{network_def: "{supernet.supernet.networks.network(choice)}"}}'
+    place = ["--output", str(args.output), "--experiment", run.name, "--resume", "auto", "--tensorboard", "false"]
+    schedule = ["--epochs", str(args.epochs), "--seed", str(run.seed)]
+    call("train.py", ["--config", str(recipe), "--model-kwargs", net, *schedule, *place])
+
+
+def record(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """What is kept of a net: its costs, and its top-1 by the supernet's weights and by its own after the last epoch."""
+    whole = supernet.supernet
+    net = whole.networks.network(choice)
+    state = torch.load(args.output / run.name / "last.pth.tar", map_location="cpu", weights_only=True)
+    return {
+        **run._asdict(),
+        "network_def": str(net),
+        "macs": network_macs(net, whole.img_size, whole.in_chans, whole.num_classes),
+        "params": network_params(net, whole.img_size, whole.in_chans, whole.num_classes),
+        "inherited": supernet.top1(whole.extract(choice)),
+        "trained": state["history"][-1]["top1"],
+        "seconds": sum(epoch["seconds"] for epoch in state["history"]),
+    }
+
+
+if __name__ == "__main__":
+    main()
