@@ -23,3 +23,11 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
     except (SyntaxError, ValueError):
         return key, value
+
+
+def demand_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *fields: str) -> None:
+    """Ends with one sentence where one of these numbers is below 1; None, the default of some, may stay."""
+    for field in fields:
+        value = getattr(args, field)
+        if value is not None and value < 1:
+            parser.error(f"argument --{field.replace('_', '-')} is {value}; it must be at least 1")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from arguments import demand_positive
 from result_files import machine_record, write_json
 from torch import nn
 
@@ -33,9 +34,7 @@ def parse_args() -> argparse.Namespace:
     for name in args.models:
         if not timm.is_model(name):
             parser.error(f"argument models: {name!r} is no timm model; timm.list_models('*vit*') lists some")
-    for field in ("img_size", "batch_size", "rounds", "threads"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field.replace('_', '-')} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "img_size", "batch_size", "rounds", "threads")
     try:
         torch.zeros(1, device=args.device).item()
         if args.json:

@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from arguments import demand_positive
 from result_files import machine_record, write_json
 
 from asvit_plugin.search.distortion import circle_frame, curve_length
@@ -41,9 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    for field in ("img_size", "width", "points", "images", "loop_channels", "loop_images", "rounds", "threads"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field.replace('_', '-')} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(
+        parser, args, "img_size", "width", "points", "images", "loop_channels", "loop_images", "rounds", "threads"
+    )
     if args.loop_images > args.images:
         parser.error(f"argument --loop-images is {args.loop_images}; there are {args.images} images")
     try:

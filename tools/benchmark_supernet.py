@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import demand_positive
 from benchmark import synchronize
 from result_files import machine_record, write_json
 from torch import nn
@@ -39,9 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    for field in ("batch_size", "examples_per_arch", "img_size", "rounds", "threads"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field.replace('_', '-')} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "batch_size", "examples_per_arch", "img_size", "rounds", "threads")
     if args.batch_size % args.examples_per_arch:
         parser.error(f"--batch-size {args.batch_size} is no multiple of --examples-per-arch {args.examples_per_arch}")
     try:

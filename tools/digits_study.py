@@ -25,6 +25,7 @@ from shlex import split
 from typing import Any, NamedTuple
 
 import torch
+from arguments import demand_positive
 from digits_report import draw, print_tables
 from tqdm import tqdm
 
@@ -119,9 +120,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="JSON file to write (results.json in the folder of the runs)")
     parser.add_argument("--picture", type=Path, help="PNG file to write (results.png in the folder of the runs)")
     args = parser.parse_args()
-    for field in ("seeds", "workers"):
-        if getattr(args, field) is not None and getattr(args, field) < 1:
-            parser.error(f"argument --{field} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "seeds", "workers")
     return args
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import evolve
 import numpy as np
 import torch
-from arguments import MISTAKES
+from arguments import MISTAKES, demand_positive
 from digits_study import SCRIPTS, call
 from evolution_study_report import draw, print_tables
 from result_files import run_record, write_json
@@ -57,9 +57,7 @@ class Run(NamedTuple):
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    for field in ("budget", "epochs", "nets", "seeds", "workers"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "budget", "epochs", "nets", "seeds", "workers")
     try:
         study(args)
     except MISTAKES as error:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from arguments import demand_positive
 from torch import nn
 
 from asvit_plugin.costs import AttentionTiming, write_attention_timings
@@ -29,9 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="time the compiled blocks")
     parser.add_argument("--table", type=Path, help="file of measurements (in the user's cache by default)")
     args = parser.parse_args()
-    for field in ("num_heads", "head_dim", "batch_size", "rounds", "threads"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field.replace('_', '-')} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "num_heads", "head_dim", "batch_size", "rounds", "threads")
     if min(args.tokens) < 2:
         parser.error(f"argument --tokens holds {min(args.tokens)}; it must be at least 2")
     try:

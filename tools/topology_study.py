@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import MISTAKES
+from arguments import MISTAKES, demand_positive
 from digits_study import FIXED, call
 from result_files import run_record, write_json
 from tqdm import tqdm
@@ -30,9 +30,7 @@ WIDTH, STEM_STRIDE, IMG_SIZE = 16, 2, 32
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    for field in ("nets", "seeds", "epochs", "workers"):
-        if getattr(args, field) < 1:
-            parser.error(f"argument --{field} is {getattr(args, field)}; it must be at least 1")
+    demand_positive(parser, args, "nets", "seeds", "epochs", "workers")
     try:
         study(args)
     except MISTAKES as error:
