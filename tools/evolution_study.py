@@ -67,7 +67,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=3.5e6, help="MACs of an image, at most")
-    parser.add_argument("--epochs", type=int, default=8, help="of each training from scratch")
+    parser.add_argument("--epochs", type=int, default=4, help="of each training from scratch")
     parser.add_argument("--nets", type=int, default=20, help="random nets of all sizes")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each net; twice as many where one is alone")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, with one thread each")
@@ -96,7 +96,10 @@ def study(args: argparse.Namespace) -> None:
         **run_record(),
         "budget": args.budget,
         "supernet": torch.load(checkpoint, map_location="cpu", weights_only=True)["history"],
-        "evolution": {key: found[key] for key in ("trials", "measuring_seconds")},
+        "evolution": {
+            "measuring_seconds": found["measuring_seconds"],
+            "trials": [{key: trial[key] for key in ("macs", "params", "values")} for trial in found["trials"]],
+        },
         "nets": [record(supernet, nets[run[:2]], run, args) for run in runs],
     }
     write_json(args.results or args.output / "results.json", results)
@@ -105,14 +108,17 @@ def study(args: argparse.Namespace) -> None:
 
 
 def choose(supernet: SupernetRun, best: Choice, args: argparse.Namespace) -> dict[tuple[str, int], Choice]:
-    """The nets that are trained, by group and number."""
+    """The nets that are trained, by group and number; those of all sizes have MACs evenly over the space's."""
     networks = supernet.supernet.networks
     cost = network_cost(networks, "macs", supernet.supernet.img_size, supernet.supernet.in_chans)
-    in_budget = Affordable(networks, Budget("macs", cost, args.budget))
     rng = np.random.default_rng(0)
     nets = {("evolved", 0): best, ("largest", 0): networks.largest_choice()}
+    in_budget = Affordable(networks, Budget("macs", cost, args.budget))
     nets |= {("random in budget", number): in_budget.sample(rng) for number in range(IN_BUDGET)}
-    return nets | {("random", number): networks.space.sample(rng) for number in range(args.nets)}
+    limits = np.linspace(cost(networks.smallest_choice()), cost(networks.largest_choice()), args.nets + 2)[1:-1]
+    for number, limit in enumerate(limits):
+        nets["random", number] = Affordable(networks, Budget("macs", cost, limit)).sample(rng)
+    return nets
 
 
 def train(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namespace) -> None:

@@ -90,6 +90,8 @@ def draw(results: Results, path: Path) -> None:
     axes[0].step(*zip(*front), where="post", color="black", lw=0.8, label="Pareto front, trained from scratch")
     axes[0].set(xlabel="MACs of an image, millions", ylabel="top-1, %", xscale="log")
     axes[1].set(xlabel="held-out top-1 by the supernet's weights, %", ylabel="test top-1, trained from scratch, %")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_minor_formatter("{x:g}")
     axes[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
