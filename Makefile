@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-detection design evolve study test test-slow test-timm test-timm-all test-wheel lint clean
+.PHONY: help install demo demo-detection demo-video design evolve study test test-slow test-timm test-timm-all test-wheel lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -37,6 +37,9 @@ demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritt
 	$(BIN)/python detection/train_net.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml
 	$(BIN)/python detection/draw_predictions.py --config-file detection/configs/tiny/mask_rcnn_as_vit.yaml \
 		--picture output/tiny_mask_rcnn_as_vit/predictions.png
+
+demo-video: $(INSTALLED)  ## train tiny video ViTs on digits that move (5 minutes on a free core)
+	OMP_NUM_THREADS=1 $(BIN)/python video/train_moving_digits.py
 
 design: $(INSTALLED)  ## find a net without training, grow it into a family, train the first on digits (15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/search_topology.py --steps 200 --img-size 64 --repeats 2 --output output/design/search

@@ -2,7 +2,18 @@
 
 from ._version import __version__
 from .layers import MaskStatistics, finish, mask_statistics, switch_attention
-from .models import AsViT, AsViTGenotype, NetworkDef, ScaledPiT, ScaledViT, ViTResNAS, castle, list_models
+from .models import (
+    AsViT,
+    AsViTGenotype,
+    NetworkDef,
+    ScaledPiT,
+    ScaledVideoViT,
+    ScaledViT,
+    ViTResNAS,
+    castle,
+    inflate,
+    list_models,
+)
 from .schedules import AttentionState, AttentionSwitching, Phase, ProgressiveTokenization
 from .tasks import DistillationTask, InplaceDistillationTask, PatchHeadCrossEntropy, SwitchTokenMix
 
@@ -20,11 +31,13 @@ __all__ = [
     "ProgressiveTokenization",
     "ScaledPiT",
     "ScaledViT",
+    "ScaledVideoViT",
     "SwitchTokenMix",
     "ViTResNAS",
     "__version__",
     "castle",
     "finish",
+    "inflate",
     "list_models",
     "mask_statistics",
     "switch_attention",

@@ -7,7 +7,9 @@ from .as_vit import AsViT
 from .as_vit_genotype import AsViTGenotype
 from .castled import castle
 from .scaled_pit import ScaledPiT
+from .scaled_video_vit import ScaledVideoViT
 from .scaled_vit import ScaledViT
+from .video_inflation import inflate
 from .vit_resnas import ViTResNAS
 from .vit_resnas_genotype import NetworkDef
 
@@ -21,8 +23,10 @@ __all__ = [
     "NetworkDef",
     "ScaledPiT",
     "ScaledViT",
+    "ScaledVideoViT",
     "ViTResNAS",
     "castle",
+    "inflate",
     "list_models",
 ]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from .._timm_private import FeatureGetterNet, update_model_args
 from ..checks import check_choice
-from ..costs import RUNTIMES, break_even_tokens, read_attention_timings, run_on_meta
+from ..costs import ATTENTION_RUNTIMES, break_even_tokens, read_attention_timings, run_on_meta
 from ..layers.castling import calibrate_gains, castled_attention, switch_attention, watching
 from ..layers.castling_targets import castlable_attention, choose_blocks
 from ..layers.linear_angular_attention import MODES
@@ -60,7 +60,7 @@ def castle(
     """
     options = check_options(options)
     check_choice("mode", mode, tuple(MODES))
-    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("runtime", runtime, ATTENTION_RUNTIMES)
     inner = unwrap_model(model)
     inner = inner.model if isinstance(inner, FeatureGetterNet) else inner
     if images is not None and not options.get("output_gain", True):
