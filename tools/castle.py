@@ -19,7 +19,7 @@ from torch import nn
 from weight_files import count_classes, pick_weights, read_checkpoint
 
 import asvit_plugin
-from asvit_plugin.costs import RUNTIMES, macs, params
+from asvit_plugin.costs import ATTENTION_RUNTIMES, macs, params
 from asvit_plugin.layers import castled_attention, mask_statistics
 
 
@@ -34,7 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--blocks", nargs="+", default=["all"], help="all, auto, or names or numbers of blocks")
     parser.add_argument("--mode", default="softmax", help="softmax, masked or linear: the state that it starts in")
     parser.add_argument("--img-size", type=int, nargs="+", help="height [width] in pixels that auto counts tokens for")
-    parser.add_argument("--runtime", default="eager", choices=RUNTIMES, help="whose measurements auto looks up")
+    parser.add_argument(
+        "--runtime", default="eager", choices=ATTENTION_RUNTIMES, help="whose measurements auto looks up"
+    )
     parser.add_argument("--dwconv-kernel-size", type=int, help="taps of the convolution along the tokens (9)")
     parser.add_argument("--half-term", help="identity (as released) or mean (the kernel itself)")
     parser.add_argument("--data-dir", type=Path, help="folder of images on which the output gains are calibrated")

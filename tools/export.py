@@ -21,18 +21,14 @@ import timm
 import torch
 from arguments import MISTAKES, key_value
 from export_formats import (
-    DYNAMIC_AXES,
     SUFFIXES,
     Shape,
     blamed,
     compare,
-    first_line,
     read_back,
     record,
     shapes_to_compare,
     smallest_size,
-    trace,
-    write_onnx,
     write_program,
     write_torchscript,
 )
@@ -41,6 +37,7 @@ from torch import nn
 
 import asvit_plugin  # noqa: F401  (registers the models)
 from asvit_plugin.atomic import write_atomically
+from asvit_plugin.exporting import DYNAMIC_AXES, first_line, trace, write_onnx
 
 ONNX_LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 

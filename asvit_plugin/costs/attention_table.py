@@ -5,7 +5,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 import torch
 
 from ..atomic import write_atomically
+from .cache_files import cache_file, locked
 
-RUNTIMES = ("eager", "compile")
+ATTENTION_RUNTIMES = ("eager", "compile")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AttentionTiming:
 
 def attention_table_path() -> Path:
     """This machine's file: ``asvit_plugin/attention.json`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asvit_plugin" / "attention.json"
+    return cache_file("attention.json")
 
 
 def device_name(device: torch.device | str) -> str:
@@ -62,12 +62,12 @@ def write_attention_timings(
 ) -> Path:
     """Put timings of a device and runtime in the place of earlier ones of the same shapes."""
     file = Path(path) if path else attention_table_path()
-    known = read_attention_timings(device, runtime, file) if file.exists() else []
-    rows = {(each.num_heads, each.head_dim, each.tokens): asdict(each) for each in (*known, *timings)}
-    table = json.loads(file.read_text()) if file.exists() else {}
-    table[f"{device_name(device)}, {runtime}"] = [rows[key] for key in sorted(rows)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda out: out.write((json.dumps(table, indent=1) + "\n").encode()))
+    with locked(file):
+        known = read_attention_timings(device, runtime, file) if file.exists() else []
+        rows = {(each.num_heads, each.head_dim, each.tokens): asdict(each) for each in (*known, *timings)}
+        table = json.loads(file.read_text()) if file.exists() else {}
+        table[f"{device_name(device)}, {runtime}"] = [rows[key] for key in sorted(rows)]
+        write_atomically(file, lambda out: out.write((json.dumps(table, indent=1) + "\n").encode()))
     return file
 
 

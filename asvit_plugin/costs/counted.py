@@ -26,7 +26,8 @@ def macs(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) ->
 
     Args:
         model: Any module; DDP and compile wrappers are looked through.
-        input: A tensor, or the shape of one ((C, H, W) stands for a batch of one); None for the model's own input size.
+        input: A tensor, or the shape of one, (B, C, T, H, W) for clips; (C, H, W) stands for a batch of one image, None
+            for the model's own input size.
 
     Returns:
         MACs for the whole batch.
@@ -43,7 +44,7 @@ def run_on_meta(model: nn.Module, input: torch.Tensor | Sequence[int] | None = N
     model = unwrap_model(model)
     state = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     with evaluating(model):
-        functional_call(model, state, (_example(model, input).to("meta"),))
+        functional_call(model, state, (example_input(model, input).to("meta"),))
 
 
 def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None, max_depth: int = 3) -> str:
@@ -69,7 +70,7 @@ def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = No
     if any(parameter.is_meta for parameter in model.parameters()):
         model = copy.deepcopy(model).to_empty(device="cpu")
     device = next((parameter.device for parameter in model.parameters()), None)
-    example = _example(model, input).to(device)
+    example = example_input(model, input).to(device)
     with evaluating(model):
         analysis = FlopCountAnalysis(model, example)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -97,16 +98,20 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     return int(torch.Size(batch).numel()) * queries * keys * (head_dim + value_dim)
 
 
-def _example(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> torch.Tensor:
+def example_input(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) -> torch.Tensor:
+    """The given tensor, or zeros of the given shape or of the model's own input size; see :func:`macs`."""
     if isinstance(input, torch.Tensor):
         return input
     if input is None and not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"input is None, and a {type(model).__name__} names no input size: give a tensor or a shape")
     shape = tuple(get_model_input_config(model)["input_size"] if input is None else input)
-    if len(shape) not in (3, 4) or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ValueError(f"input is {input!r}; it must be a tensor, or the shape (C, H, W) or (B, C, H, W) of one")
+    if len(shape) not in (3, 4, 5) or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(
+            f"input is {input!r}; it must be a tensor, or the shape (C, H, W) or (B, C, H, W) of one, or "
+            "(B, C, T, H, W) of clips"
+        )
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.zeros(shape if len(shape) == 4 else (1, *shape), dtype=dtype)
+    return torch.zeros(shape if len(shape) > 3 else (1, *shape), dtype=dtype)
 
 
 @contextmanager

@@ -8,12 +8,10 @@ import timm
 import torch
 from timm.models import get_model_input_config
 from torch import nn
-from torch.utils.benchmark import Timer
 
+from .. import costs
 from ..checks import check_choice
 from ..costs import macs, params
-
-_TIMED = 1.0  # seconds of runs that a latency is the median of
 
 
 def build_net(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -98,12 +96,9 @@ def measure_scores(
     return {name: score.value for name, score in scores.items()}, spread
 
 
-@torch.inference_mode()
 def measure_latency(model: nn.Module, shape: Sequence[int], device: str) -> float:
-    """Median seconds for one image (C, H, W) in eval mode, over a second of runs."""
-    model = model.eval().to(device)
-    image = torch.randn(1, *shape, device=device)
-    return Timer("model(image)", globals=dict(model=model, image=image)).blocked_autorange(min_run_time=_TIMED).median
+    """Median seconds for one image (C, H, W) in eval mode on one thread, over a second of runs."""
+    return costs.measure_latency(model, (1, *shape), device=device, threads=1).median
 
 
 def _proxies() -> Mapping[str, Any]:
