@@ -11,14 +11,13 @@ import matplotlib.pyplot as plt
 import timm
 import yaml
 from result_files import run_record, write_json
-from supernet_run import SupernetRun, TrainOptions
+from supernet_run import SHARING, SupernetRun, TrainOptions
 
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search import Evolved, EvolvingSettings
 
-# Options that a net's own training has by default: all that is about the supernet, and where its run was.
-_SUPERNETS = ("supernet", "examples_per_arch", "supernet_warmup_epochs", "supernet_mode", "sandwich")
-_NOT_INHERITED = (*_SUPERNETS, "inplace_distillation", "holdout", "output", "resume", "initial_checkpoint", "device")
+# Options that a net's own training has by default: what is about the supernet, and where its run was.
+_NOT_INHERITED = ("supernet", *SHARING, "holdout", "output", "resume", "initial_checkpoint", "device")
 
 
 def write_report(found: Evolved, run: SupernetRun, settings: EvolvingSettings, output: Path) -> None:

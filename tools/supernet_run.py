@@ -20,6 +20,9 @@ from checkpoints import load_weights, read_checkpoint
 from data import make_eval_loader, make_train_loader, open_dataset
 from engine import Autocast, Process, evaluate, make_autocast
 from options import TrainOptions
+from supernet_options import SHARING
+
+__all__ = ["SHARING", "SupernetRun", "TrainOptions", "open_run"]
 
 _IN_MEMORY = 2**30  # bytes of prepared images that are kept; more are prepared anew for every net
 
