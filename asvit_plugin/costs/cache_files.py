@@ -1,6 +1,5 @@
 """Files of what was measured on this machine, in the user's cache folder."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ def cache_file(name: str) -> Path:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Nobody else is in here for the same file; makes its folder. The lock goes with the process that holds it."""
+    from filelock import FileLock  # torch brings it
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f".{path.name}.lock")):
         yield
