@@ -19,8 +19,8 @@ from typing import Any
 from arguments import key_value
 from filelock import FileLock
 from growth_report import print_family, write_report
+from step_progress import StepProgress
 from study_command import run_study
-from tqdm import tqdm
 
 from asvit_plugin.models.as_vit_genotype import AsViTGenotype
 from asvit_plugin.search import GrowthSettings, Space, grow, load_space
@@ -82,23 +82,6 @@ def _decision(text: str) -> tuple[str, Any]:
         raise ValueError(f"--seed-net: {error}") from error
 
 
-class Progress:
-    """Shows the candidates of the present step; how many steps there will be, nobody knows."""
-
-    def __init__(self) -> None:
-        self.step, self.bar = 0, None
-
-    def __call__(self, step: int, done: int, count: int) -> None:
-        if step != self.step:
-            self.close()
-            self.step, self.bar = step, tqdm(total=count, desc=f"step {step}", unit="net", leave=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 def run(args: argparse.Namespace) -> None:
     space = load_space(args.space)
     names = ("budget", "low", "high", "seed", "repeats", "img_size", "device")
@@ -106,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     seed = read_seed(args.seed_net, space)
     output = args.output or Path("output") / f"grow_{space.name}"
     output.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
+    progress = StepProgress()
     try:
         family = grow(space, seed, settings, args.storage or output / "study.db", args.study_name, progress)
     finally:

@@ -30,10 +30,23 @@ _SEARCHING = {
     "ReinforceSettings": "reinforce",
     "Topology": "topology",
     "TopologySettings": "topology",
+    "Front": "scaling_front",
+    "FrontSettings": "scaling_front",
+    "Oracle": "scaling_oracle",
+    "Scaled": "scaling",
+    "ScalingSettings": "scaling",
+    "Target": "scaling_costs",
+    "Timing": "scaling_costs",
+    "base_choice": "scaling_space",
     "evolve": "evolving",
+    "factor_space": "scaling_space",
     "grow": "growing",
     "open_study": "study",
+    "proxy_oracle": "scaling_oracle",
+    "scale": "scaling",
+    "scale_front": "scaling_front",
     "search_topology": "topology",
+    "space_yaml": "scaling_space",
 }
 
 __all__ = [
