@@ -41,14 +41,14 @@ demo-detection: $(INSTALLED)  ## train a small Mask R-CNN on scenes of handwritt
 demo-video: $(INSTALLED)  ## train tiny video ViTs on digits that move (5 minutes on a free core)
 	OMP_NUM_THREADS=1 $(BIN)/python video/train_moving_digits.py
 
-design: $(INSTALLED)  ## find a net without training, grow it into a family, train the first on digits (15 minutes)
+design: $(INSTALLED)  ## find a net without training, grow it into a family, train the first on digits (14 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/search_topology.py --steps 200 --img-size 64 --repeats 2 --output output/design/search
 	OMP_NUM_THREADS=1 $(BIN)/python tools/grow.py --seed-net output/design/search/result.json --img-size 64 --repeats 2 \
 		--low 10e6 --high 20e6 --output output/design/family
 	OMP_NUM_THREADS=1 $(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml \
 		--config output/design/family/net_1.yaml --phases null --output output/design --experiment trained --resume auto
 
-evolve: $(INSTALLED)  ## train a supernet on digits, evolve a net in it, train it and others (half an hour)
+evolve: $(INSTALLED)  ## train a supernet on digits, evolve a net in it, train it and others (12 minutes)
 	$(BIN)/python tools/evolution_study.py
 
 study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)

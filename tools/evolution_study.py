@@ -1,6 +1,6 @@
 """Weight-sharing search from end to end on handwritten digits: what it finds, and what its scores are worth.
 
-    python tools/evolution_study.py            # half an hour on 2 CPU cores; goes on where it was stopped
+    python tools/evolution_study.py            # 12 minutes on 2 CPU cores; goes on where it was stopped
 
 Trains a supernet (classification/recipes/digits_supernet.yaml), evolves a net within a budget of MACs
 (tools/evolve.py), trains it from scratch, and beside it random nets of the same budget and the space's largest net.
