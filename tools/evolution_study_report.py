@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from rank_statistics import Comparison, Estimate
 
 from asvit_plugin.atomic import write_atomically
+from asvit_plugin.search.ranking import unbeaten
 
 Results = dict[str, Any]
 GROUPS = {
@@ -86,7 +87,10 @@ def draw(results: Results, path: Path) -> None:
         rows = means(of_group(results, group))
         axes[0].plot([row["macs"] / 1e6 for row in rows], [row["trained"] for row in rows], marker, label=title)
         axes[1].plot([row["inherited"] for row in rows], [row["trained"] for row in rows], marker, label=title)
-    front = pareto([(net["macs"] / 1e6, net["trained"]) for net in means(results["nets"])])
+    nets = means(results["nets"])
+    columns = {name: [net[name] for net in nets] for name in ("trained", "macs")}
+    best = [nets[index] for index in unbeaten(columns, {"trained": True, "macs": False})]
+    front = sorted((net["macs"] / 1e6, net["trained"]) for net in best)
     axes[0].step(*zip(*front), where="post", color="black", lw=0.8, label="Pareto front, trained from scratch")
     axes[0].set(xlabel="MACs of an image, millions", ylabel="top-1, %", xscale="log")
     axes[1].set(xlabel="held-out top-1 by the supernet's weights, %", ylabel="test top-1, trained from scratch, %")
@@ -96,15 +100,6 @@ def draw(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)
-
-
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points (cost, value), those with a higher value than all that cost no more, cheapest first."""
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front
 
 
 def of_group(results: Results, group: str) -> list[dict[str, Any]]:

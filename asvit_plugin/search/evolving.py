@@ -14,6 +14,7 @@ from ..models.vit_resnas_costs import network_macs, network_params
 from .budget import Affordable, Budget
 from .evolution import EvolutionSampler, EvolutionSettings
 from .network_space import NetworkSpace
+from .ranking import unbeaten
 from .sampling import SAMPLERS, OptunaSampler, SpaceSampler, suggest
 from .space import Choice
 from .study import SearchStudy, open_study
@@ -183,13 +184,8 @@ def best_of(trials: Sequence[Record]) -> Record:
 def pareto_front(trials: Sequence[Record], maximize: Mapping[str, bool]) -> list[Record]:
     """The nets that no other one beats, each once, from few MACs to many; those without a value have no part in it."""
     nets = list({trial["network_def"]: trial for trial in reversed(trials)}.values())
-    costs = np.array(
-        [[-net["values"][name] if up else net["values"][name] for name, up in maximize.items()] for net in nets]
-    )
-    kept = np.isfinite(costs).all(axis=1)
-    nets, costs = [net for net, keep in zip(nets, kept) if keep], costs[kept]
-    beaten = [((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any() for own in costs]
-    return sorted((net for net, lost in zip(nets, beaten) if not lost), key=lambda net: net["macs"])
+    front = unbeaten({name: [net["values"][name] for net in nets] for name in maximize}, maximize)
+    return sorted((nets[index] for index in front), key=lambda net: net["macs"])
 
 
 class _Evaluation:

@@ -6,13 +6,13 @@ processes may measure the candidates of a step.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
 from ..checks import check_choice
 from .growth_rule import Size, pick
@@ -28,10 +28,11 @@ from .measuring import (
     with_img_size,
 )
 from .space import Choice, Space
+from .steps import Steps
 from .study import SearchStudy, open_study
 
 BUDGETS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "seconds"}
-STEP, CANDIDATE, NET = "step", "candidate", "net"  # user attributes of a trial
+NET = "net"  # user attribute of a trial: params, macs, cost, spread of the proxies, seconds
 
 
 @dataclass(frozen=True)
@@ -140,22 +141,11 @@ def grow(
 
 
 def _grow(search: SearchStudy, step: "_Step", watch: Callable[[int, int, int], None]) -> list[Grown]:
-    size, number, before, family = dict(step.rule.start), 1, 0, []
+    steps, size, number, family = Steps(search, watch), dict(step.rule.start), 1, []
     while True:
         candidates = step.rule.candidates(size)
-
-        def on_trial(*_: Any, number: int = number, count: int = len(candidates)) -> None:
-            watch(number, len(_of_step(search, number)), count)
-
-        on_trial()
-        search.run(
-            lambda trial: step.take(search, trial, number, candidates),  # noqa: B023 (run ends before they change)
-            lambda trial, candidate: step.measure(trial, candidate),
-            before + len(candidates),
-            on_trial,
-        )
-        before += len(candidates)
-        grown = step.choose(_of_step(search, number), number, candidates)
+        trials = steps.run(number, candidates, step.measure)
+        grown = step.choose(trials, number, candidates)
         if grown is None:
             break
         family.append(grown)
@@ -165,15 +155,9 @@ def _grow(search: SearchStudy, step: "_Step", watch: Callable[[int, int, int], N
     if not family:
         raise ValueError(
             f"high is {step.settings.high:g} {BUDGETS[step.settings.budget]}; the smallest net that the seed grows "
-            f"into has {min(trial.user_attrs[NET]['cost'] for trial in _of_step(search, number).values()):g}"
+            f"into has {min(trial.user_attrs[NET]['cost'] for trial in trials):g}"
         )
     return family
-
-
-def _of_step(search: SearchStudy, number: int) -> dict[int, Any]:
-    """The COMPLETE trials of a step, by candidate."""
-    trials = [trial for trial in search.complete if trial.user_attrs.get(STEP) == number]
-    return {trial.user_attrs[CANDIDATE]: trial for trial in trials}
 
 
 class _Step:
@@ -197,18 +181,6 @@ class _Step:
         arguments = {**self.rule.arguments(self.seed, size, thin=True), **self.scoring}
         return with_img_size(self.space, arguments, self.settings.img_size)
 
-    def take(self, search: SearchStudy, trial: "optuna.Trial", number: int, candidates: list[Size]) -> Size:
-        """The first candidate that nobody has measured or is measuring."""
-        states = (TrialState.COMPLETE, TrialState.RUNNING)
-        others = search.study.get_trials(deepcopy=False, states=states)
-        taken = {each.user_attrs.get(CANDIDATE) for each in others if each.user_attrs.get(STEP) == number}
-        index = next(index for index in range(len(candidates)) if index not in taken)
-        trial.set_user_attr(STEP, number)
-        trial.set_user_attr(CANDIDATE, index)
-        for name, value in candidates[index].items():
-            trial.suggest_int(name, value, value)  # for whoever looks at the study
-        return candidates[index]
-
     def measure(self, trial: "optuna.Trial", size: Size) -> list[float]:
         """The scores of a candidate; one that exceeds the budget is not measured."""
         begin = time.perf_counter()
@@ -222,11 +194,9 @@ class _Step:
         trial.set_user_attr(NET, {**net, "seconds": round(time.perf_counter() - begin, 3)})
         return list(values.values())
 
-    def choose(self, trials: Mapping[int, Any], number: int, candidates: list[Size]) -> Grown | None:
+    def choose(self, trials: Sequence[FrozenTrial], number: int, candidates: list[Size]) -> Grown | None:
         """The net that a step takes; None if all exceed the budget."""
-        within = [
-            index for index in range(len(candidates)) if trials[index].user_attrs[NET]["cost"] <= self.settings.high
-        ]
+        within = [i for i, trial in enumerate(trials) if trial.user_attrs[NET]["cost"] <= self.settings.high]
         if not within:
             return None
         values = {

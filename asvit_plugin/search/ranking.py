@@ -1,7 +1,9 @@
-"""Candidates in order by several scores at once."""
+"""Candidates in order by several scores at once, and those that no other one beats."""
 
 import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 
 def rank_sum(columns: Mapping[str, Sequence[float]], maximize: Mapping[str, bool]) -> list[int]:
@@ -33,6 +35,22 @@ def rank_sum(columns: Mapping[str, Sequence[float]], maximize: Mapping[str, bool
     invalid_rank = len(columns) * max(lengths.values()) + 1
     ranks = [_dense_ranks(values, maximize[name], invalid_rank) for name, values in columns.items()]
     return [sum(candidate) for candidate in zip(*ranks)]
+
+
+def unbeaten(columns: Mapping[str, Sequence[float]], maximize: Mapping[str, bool]) -> list[int]:
+    """The Pareto front: candidates than which no other one is as good in every score and better in one.
+
+    Args:
+        columns: For each score, its value of every candidate; who has one that is not finite has no part.
+        maximize: For each score, whether more is better.
+
+    Returns:
+        Indices of the candidates, ascending; equal ones are all there.
+    """
+    costs = np.array([[-each if maximize[name] else each for each in values] for name, values in columns.items()]).T
+    finite = [i for i, own in enumerate(costs) if np.isfinite(own).all()]
+    others = costs[finite]
+    return [i for i in finite if not ((others <= costs[i]).all(axis=1) & (others < costs[i]).any(axis=1)).any()]
 
 
 def _dense_ranks(values: Sequence[float], maximize: bool, invalid_rank: int) -> list[int]:

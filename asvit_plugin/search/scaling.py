@@ -14,12 +14,12 @@ import optuna
 
 from .scaling_costs import UNITS, Pricing, Target, Timing
 from .scaling_courses import BudgetCourse, Course, EqualCourse
-from .scaling_moves import Moves, Priced, describe
-from .scaling_nets import Evaluation, Record, ScaledNet, plain_records
+from .scaling_moves import Moves, Priced, describe, unique
+from .scaling_nets import NET, Evaluation, Record, ScaledNet, plain_records, value
 from .scaling_oracle import Oracle, proxy_oracle
 from .scaling_space import extreme
-from .scaling_steps import Steps, unique
 from .space import Choice, Space
+from .steps import Steps
 from .study import open_study
 
 
@@ -101,8 +101,7 @@ def scale(
     record = _study_settings(evaluate, base, target, settings)
     sampler = optuna.samplers.RandomSampler(seed=0)  # there is nothing to draw
     with open_study(study_name or space.name, {oracle.name: oracle.maximize}, record, sampler, storage) as search:
-        steps = Steps(search, evaluate, on_trial or (lambda *_: None))
-        walk = _Walk(steps, base, target, settings)
+        walk = _Walk(Steps(search, on_trial or (lambda *_: None)), evaluate, base, target, settings)
         end, best = walk.run()
         return Scaled(walk.nets(best), end, plain_records(search))
 
@@ -147,8 +146,10 @@ class _Path:
 class _Walk:
     """The steps from the base on."""
 
-    def __init__(self, steps: Steps, base: Choice, target: Target, settings: ScalingSettings) -> None:
-        self.steps, self.evaluate, self.pricing = steps, steps.evaluate, steps.evaluate.pricing
+    def __init__(
+        self, steps: Steps, evaluate: Evaluation, base: Choice, target: Target, settings: ScalingSettings
+    ) -> None:
+        self.steps, self.evaluate, self.pricing = steps, evaluate, evaluate.pricing
         self.base, self.target, self.settings = base, target, settings
         self.ended: list[tuple[str, _Path]] = []
 
@@ -163,7 +164,7 @@ class _Walk:
             if candidates and step > (self.settings.steps or math.inf):
                 self.ended += [("steps", path) for path in paths]
                 break
-            found = self.steps.measure(step, candidates, lambda cost: course.accepts(cost, stage))  # noqa: B023
+            found = self._measure(step, candidates, lambda cost: course.accepts(cost, stage))  # noqa: B023
             taken = [[each for each in found if each["choice"] in choices] for choices in proposals]
             paths = self._follow(paths, taken, course, step, stage)
             step, stage = step + bool(candidates), min(stage + 1, course.stages)
@@ -177,11 +178,19 @@ class _Walk:
             for (_, last), (step, record) in zip(before, path.nets)
         ]
 
+    def _measure(
+        self, step: int, choices: list[Choice], wanted: Callable[[float], bool] = lambda cost: True
+    ) -> list[Record]:
+        """The records of a step's nets, in their order; those whose cost is not wanted have no score."""
+        search, trial_of = self.steps.search, self.evaluate.trial
+        trials = self.steps.run(step, choices, lambda trial, each: [value(trial_of(search, trial, each, wanted))])
+        return [trial.user_attrs[NET] for trial in trials]
+
     def _start(self) -> Record:
         """The base, measured; refuses a budget that no net meets."""
         timed = self.pricing.timing is not None and self.target.value is not None
         smallest = extreme(self.pricing.space, self.base, self._macs) if timed else self.base
-        base, *others = self.steps.measure(0, unique([self.base, smallest]))
+        base, *others = self._measure(0, unique([self.base, smallest]))
         if base["score"] is None:
             raise ValueError(f"the base has no {self.evaluate.oracle.name}; scaling needs a base that can be scored")
         if timed:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_choice
+from .ranking import unbeaten
 from .sampling import SAMPLERS, OptunaSampler, suggest
 from .scaling_costs import UNITS, Pricing, Target, Timing
 from .scaling_nets import Evaluation, Record, ScaledNet, plain_records, value
@@ -109,11 +110,10 @@ def scale_front(
 def best_by_cost(trials: list[Record], oracle: Oracle) -> list[Record]:
     """The records that none beats in both score and cost, cheap to dear."""
     scored = [each for each in trials if each["score"] is not None]
-    front: list[Record] = []
-    for each in sorted(scored, key=lambda each: (each["cost"], -oracle.worth(each["score"]))):
-        if not front or oracle.worth(each["score"]) > oracle.worth(front[-1]["score"]):
-            front.append(each)
-    return front
+    columns = {"score": [each["score"] for each in scored], "cost": [each["cost"] for each in scored]}
+    front = [scored[index] for index in unbeaten(columns, {"score": oracle.maximize, "cost": False})]
+    distinct = {each["cost"]: each for each in reversed(front)}  # of equal ones the first
+    return [distinct[cost] for cost in sorted(distinct)]
 
 
 class _Affordable:

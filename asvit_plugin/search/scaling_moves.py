@@ -5,6 +5,7 @@ shrink: so growing to a budget and shrinking to one are the same walk.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -78,3 +79,8 @@ class Moves:
 def describe(before: Choice, after: Choice) -> str:
     """What a move changes, such as "depth 12 -> 14"."""
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in after if after[name] != before[name])
+
+
+def unique(choices: Sequence[Choice]) -> list[Choice]:
+    """Choices without those that were there before."""
+    return list({tuple(choice.items()): choice for choice in reversed(choices)}.values())[::-1]

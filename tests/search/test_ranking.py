@@ -1,10 +1,11 @@
-"""Sums of dense ranks."""
+"""Sums of dense ranks, and Pareto fronts."""
 
 import math
 
 import pytest
 
 from asvit_plugin.search import rank_sum
+from asvit_plugin.search.ranking import unbeaten
 
 
 def test_dense_ranks_add_up_and_equal_values_share_one() -> None:
@@ -40,3 +41,9 @@ def test_no_candidates_have_no_ranks() -> None:
 def test_refusals(columns: dict, maximize: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rank_sum(columns, maximize)
+
+
+def test_unbeaten_are_those_that_none_matches_everywhere_and_beats_somewhere() -> None:
+    columns = {"cost": [2.0, 1.0, 3.0, 4.0, 1.0, 2.0, 0.5], "score": [5.0, 4.0, 5.0, 6.0, 3.0, 5.0, float("nan")]}
+    assert unbeaten(columns, {"cost": False, "score": True}) == [0, 1, 3, 5]
+    assert unbeaten(columns, {"cost": False, "score": False}) == [4]

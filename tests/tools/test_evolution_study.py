@@ -44,11 +44,6 @@ def test_tables(results: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert "of the 6 random nets of all sizes: 0.87 [" in printed
 
 
-def test_pareto_front() -> None:
-    points = [(2.0, 5.0), (1.0, 4.0), (3.0, 5.0), (4.0, 6.0), (1.0, 3.0)]
-    assert evolution_study_report.pareto(points) == [(1.0, 4.0), (2.0, 5.0), (4.0, 6.0)]
-
-
 def test_report_from_its_file(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
