@@ -1,7 +1,9 @@
 """A small study that can be run in processes of its own, and what is compared of it."""
 
 import multiprocessing
+import random
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,31 @@ def start(storage: Path, trials: int, sampler: str = "reinforce", seconds: float
     process = FORK.Process(target=run, args=(storage, trials, sampler, seconds))
     process.start()
     return process
+
+
+def kill(begin: Callable[[], Any], moments: Iterator[float], times: int) -> int:
+    """Begins a search so often, each time killed at the next moment, or until one ends by itself.
+
+    Returns:
+        How many were still at work. Whoever calls sees to it that trials take long enough for that: machines differ.
+    """
+    hits = 0
+    while hits < times:
+        process = begin()
+        process.join(next(moments))
+        hits += process.is_alive()
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+    return hits
+
+
+def moments(seed: Any, first: float, last: float) -> Iterator[float]:
+    """Seconds at random, without an end."""
+    rng = random.Random(seed)
+    while True:
+        yield rng.uniform(first, last)
 
 
 def states(storage: Path) -> list[str]:

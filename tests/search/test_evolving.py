@@ -1,9 +1,9 @@
 """Whole searches by evolution and by Optuna's samplers: answers, studies that are killed or shared, and refusals."""
 
 import math
-import random
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 from network_spaces import accuracy, budget_of, small
-from studies import FORK
+from studies import FORK, kill, moments
 
 from asvit_plugin.search.evolution import EvolutionSettings
 from asvit_plugin.search.evolving import Evolved, EvolvingSettings, evolve, pareto_front
@@ -156,17 +156,9 @@ def test_a_net_is_measured_once() -> None:
 @pytest.mark.parametrize("sampler", ["evolution", "nsga2"])
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(sampler: str, tmp_path: Path) -> None:
     settings = {"sampler": sampler, "steps": SHORT.trials}
-    expected = drawn(search_small(None, **settings))
-    moments, file, hits = random.Random(1), tmp_path / "study.db", 0
-    while hits < 4:
-        process = start(file, seconds=0.01, **settings)
-        process.join(moments.uniform(0.2, 1.0))
-        hits += process.is_alive()
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
-            break
-    assert hits >= 3
+    expected, file = drawn(search_small(None, **settings)), tmp_path / "study.db"
+    begin = partial(start, file, seconds=0.1, **settings)  # 0.9 s, the first three moments, are not enough
+    assert kill(begin, moments(1, 0.1, 0.3), 4) >= 3
     assert drawn(search_small(file, **settings)) == expected
 
 

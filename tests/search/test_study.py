@@ -1,16 +1,16 @@
 """Studies: killed, shared by processes, refused, and in databases that are locked or broken."""
 
 import math
-import random
 import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
-from studies import OBJECTIVES, SPACE, run, sampler_of, start, states, values_of
+from studies import OBJECTIVES, SPACE, kill, moments, run, sampler_of, start, states, values_of
 
 from asvit_plugin.search import open_study
 from asvit_plugin.search.sampling import suggest
@@ -21,18 +21,9 @@ from asvit_plugin.search.workers import Workers
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(sampler: str, tmp_path: Path) -> None:
     trials, kills = (20, 8) if sampler == "reinforce" else (14, 4)
     expected = run(None, trials, sampler)
-    moments = random.Random(sampler)
     file = tmp_path / "study.db"
-    hits = 0
-    while hits < kills:
-        process = start(file, trials, sampler, seconds=0.01)
-        process.join(moments.uniform(0.05, 0.5))
-        hits += process.is_alive()
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
-            break
-    assert hits >= 3
+    begin = partial(start, file, trials, sampler, seconds=0.08)  # 0.9 s, the first three moments, are not enough
+    assert kill(begin, moments(sampler, 0.05, 0.3), kills) >= 3
     assert run(file, trials, sampler) == expected
     assert states(file).count("RUNNING") == 0
 
@@ -52,19 +43,13 @@ def test_the_choice_that_a_kill_lost_is_drawn_again(tmp_path: Path) -> None:
 
 def test_killed_while_it_is_created(tmp_path: Path) -> None:
     """Optuna's tables and indices come one by one; half of them would stay half for good."""
-    moments, kills = random.Random(0), 0
+    when = moments(0, 0.02, 0.15)
     for attempt in range(8):
         file = tmp_path / str(attempt) / "study.db"
-        for _ in range(2):
-            process = start(file, 2)
-            process.join(moments.uniform(0.02, 0.15))
-            kills += process.is_alive()
-            process.kill()
-            process.join()
+        assert kill(partial(start, file, 2, seconds=0.2), when, 2) == 2
         if file.exists():
             indices = sqlite3.connect(file).execute("SELECT name FROM sqlite_master WHERE type = 'index'")
             assert ("ix_studies_study_name",) in indices.fetchall()
-    assert kills >= 5
     assert run(file, 3) == run(None, 3)
 
 
@@ -255,14 +240,7 @@ def test_a_database_elsewhere_gives_the_same(tmp_path: Path, monkeypatch: pytest
     init = Workers.__init__
     monkeypatch.setattr(Workers, "__init__", lambda self, folder, complete: init(self, folder, False))
     file = tmp_path / "study.db"
-    moments, kills = random.Random(3), 0
-    for _ in range(5):
-        process = start(file, 12, seconds=0.01)
-        process.join(moments.uniform(0.1, 0.5))
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-    assert kills >= 3
+    assert kill(partial(start, file, 12, seconds=0.08), moments(3, 0.1, 0.3), 3) == 3
     assert run(file, 12) == run(None, 12)
     assert not {"RUNNING", "WAITING"} & set(states(file))
 
