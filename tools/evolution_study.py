@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import evolve
 import numpy as np
 import torch
-from arguments import MISTAKES, demand_positive
 from digits_study import SCRIPTS, call
 from evolution_study_report import draw, print_tables
 from result_files import run_record, write_json
+from study_command import run_study
 from supernet_run import SupernetRun, open_run
 from tqdm import tqdm
 
@@ -55,13 +55,7 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    demand_positive(parser, args, "budget", "epochs", "nets", "seeds", "workers")
-    try:
-        study(args)
-    except MISTAKES as error:
-        parser.error(" ".join(str(error).split()))
+    run_study(make_parser(), None, study, positive=("budget", "epochs", "nets", "seeds", "workers"))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from result_files import run_record, write_json, write_recipe
+from result_files import run_record, write_json, write_recipes
 
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search import Grown, GrowthSettings, Space
@@ -26,8 +26,7 @@ def write_report(
         **run_record(),
     }
     write_json(output / "family.json", record)
-    for net in family:
-        write_recipe(output / f"net_{net.step}.yaml", net.model, net.arguments)
+    write_recipes(output, family)
     figure = draw(family)
     write_atomically(output / "family.png", lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

@@ -5,7 +5,7 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,14 @@ def write_recipe(path: Path, model: str, arguments: Mapping[str, Any]) -> None:
     size = {"img_size": kwargs.pop("img_size")} if "img_size" in kwargs else {}
     text = yaml.safe_dump({"model": model, **size, "model_kwargs": kwargs}, sort_keys=False)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_recipes(folder: Path, nets: Sequence[Any]) -> None:
+    """Writes nets with a step, model and arguments as net_STEP.yaml, in the place of those of an earlier run."""
+    for old in folder.glob("net_*.yaml"):
+        old.unlink()
+    for net in nets:
+        write_recipe(folder / f"net_{net.step}.yaml", net.model, net.arguments)
 
 
 def machine_record(device: str, threads: int) -> dict[str, Any]:

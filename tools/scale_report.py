@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from result_files import run_record, write_json, write_recipe
+from result_files import run_record, write_json, write_recipes
 
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.search import Space
@@ -31,8 +31,6 @@ def write_report(
     output: Path,
 ) -> None:
     """Writes result.json, result.png and every net as net_STEP.yaml into a folder."""
-    for old in output.glob("net_*.yaml"):  # of a run with fewer steps, whose nets are other ones
-        old.unlink()
     nets = nets_of(found)
     record = {
         "end": found.end if isinstance(found, Scaled) else None,
@@ -47,8 +45,7 @@ def write_report(
         "trials": found.trials,
     }
     write_json(output / "result.json", record)
-    for net in nets:
-        write_recipe(output / f"net_{net.step}.yaml", net.model, net.arguments)
+    write_recipes(output, nets)
     figure = draw(found, target, oracle)
     write_atomically(output / "result.png", lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

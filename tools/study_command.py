@@ -4,14 +4,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from arguments import MISTAKES
+from arguments import MISTAKES, demand_positive
 
 
 def run_study(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, action: Callable[[argparse.Namespace], None]
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    action: Callable[[argparse.Namespace], None],
+    positive: Sequence[str] = (),
 ) -> None:
-    """Does what the command line says; a mistake in it ends with one sentence and status 2."""
+    """Does what the command line says; a mistake in it, as a ``positive`` number below 1, ends with one sentence."""
     args = parser.parse_args(argv)
+    demand_positive(parser, args, *positive)
     import optuna  # here, so that where it is missing the package says what to install
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

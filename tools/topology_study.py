@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import MISTAKES, demand_positive
 from digits_study import FIXED, call
 from result_files import run_record, write_json
+from study_command import run_study
 from tqdm import tqdm
 
 from asvit_plugin.models.as_vit_genotype import AsViTGenotype
@@ -28,13 +28,7 @@ WIDTH, STEM_STRIDE, IMG_SIZE = 16, 2, 32
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    demand_positive(parser, args, "nets", "seeds", "epochs", "workers")
-    try:
-        study(args)
-    except MISTAKES as error:
-        parser.error(" ".join(str(error).split()))
+    run_study(make_parser(), None, study, positive=("nets", "seeds", "epochs", "workers"))
 
 
 def make_parser() -> argparse.ArgumentParser:
