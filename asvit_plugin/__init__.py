@@ -5,6 +5,7 @@ from .layers import MaskStatistics, finish, mask_statistics, switch_attention
 from .models import (
     AsViT,
     AsViTGenotype,
+    FBNetV2,
     NetworkDef,
     ScaledPiT,
     ScaledVideoViT,
@@ -23,6 +24,7 @@ __all__ = [
     "AttentionState",
     "AttentionSwitching",
     "DistillationTask",
+    "FBNetV2",
     "InplaceDistillationTask",
     "MaskStatistics",
     "NetworkDef",

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import MobileNetV3
 from torch import nn
 
 from asvit_plugin.models import FAMILIES
@@ -17,6 +18,17 @@ CHEAP: dict[str, dict[str, Any]] = {
     "castled": dict(base="scaled_vit", **_SMALL_VIT),
     "castling_pit": dict(depth=(1, 2, 1), num_heads=(1, 2, 4), head_dim=8, mlp_ratio=2, img_size=64),
     "castling_vit": _SMALL_VIT,
+    "fbnetv2": dict(
+        arch_def=[
+            ["ds_r1_k3_s1_e1_c8_nre"],
+            ["ir_r1_k5_s2_e2_c8_nre"],
+            ["ir_r2_k3_s2_e2_c16_se0.25_nre"],
+            ["ir_r1_k5_s2_e2_c24_nhs", "cn_r1_k1_s1_c32_nre"],
+            ["ir_r1_k3_s2_e2_c40_se0.25_nhs", "ir_r1_k3_s1_e2_c40_nhs"],
+            ["cn_r1_k1_s1_c48_nhs"],
+        ],
+        num_features=64,
+    ),
     "scaled_pit": dict(depth=(1, 2, 1), num_heads=(1, 2, 4), head_dim=16, mlp_ratio=2, img_size=64),
     "scaled_vit": _SMALL_VIT,
     "vit_resnas": dict(
@@ -28,14 +40,16 @@ CHEAP: dict[str, dict[str, Any]] = {
 }
 IMAGE_SIZE = 64
 
-# With cheap arguments, castling models of one family are the same net; tests/models/test_castled.py builds them all.
-_CASTLINGS = ("castling_deit_tiny_patch16_224", "castling_pit_ti_224")
-MODELS = {
-    name: family
-    for family in FAMILIES
-    for name in timm.list_models(module=family)
-    if not name.startswith("castling_") or name in _CASTLINGS
+# With cheap arguments, these families' models are the same net; test_castled.py and test_fbnetv2.py build them all.
+_ONE_OF = {
+    "castling_pit": "castling_pit_ti_224",
+    "castling_vit": "castling_deit_tiny_patch16_224",
+    "fbnetv2": "fbnetv2_f1",
 }
+MODELS = {
+    name: family for family in FAMILIES for name in timm.list_models(module=family) if name == _ONE_OF.get(family, name)
+}
+SIZED = [name for name, family in MODELS.items() if "img_size" in CHEAP[family]]  # the others have no positions
 
 
 def cheap(name: str, **kwargs: Any) -> nn.Module:
@@ -67,6 +81,8 @@ def grid_of(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Blocks in the order in which they run: children of every ``blocks`` container."""
+    """Blocks in the order in which they run: children of every ``blocks`` container, or of the stages in it."""
     containers = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    if isinstance(model, MobileNetV3):
+        containers = [(f"blocks.{index}", stage) for index, stage in model.blocks.named_children()]
     return {f"{name}.{index}": block for name, container in containers for index, block in container.named_children()}

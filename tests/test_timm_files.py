@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from plugin_models import IMAGE_SIZE, MODELS, cheap, images
+from plugin_models import IMAGE_SIZE, MODELS, SIZED, cheap, images
 from timm.models import save_for_hf
 from torch.export import Dim
 
 HEAVY = ("detectron2", "mmengine", "optuna", "lightning", "matplotlib", "sklearn")
 every_model = pytest.mark.parametrize("name", list(MODELS))
+sized_model = pytest.mark.parametrize("name", SIZED)
 
 
 @every_model
@@ -26,7 +27,7 @@ def test_export_at_a_fixed_size(name: str) -> None:
         torch.testing.assert_close(exported(x), model(x))
 
 
-@every_model
+@sized_model
 def test_hub_round_trip(name: str, tmp_path: Path) -> None:
     source = cheap(name)
     source.reset_classifier(7)
@@ -41,7 +42,7 @@ def test_hub_round_trip(name: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(x), source(x))
 
 
-@every_model
+@sized_model
 def test_local_weights_adapt(name: str, tmp_path: Path) -> None:
     """Other channels, classes and sizes in one call."""
     source = cheap(name)

@@ -91,7 +91,8 @@ def build(args: argparse.Namespace, weights: Weights, kwargs: dict[str, Any]) ->
         )
     overlay = dict(file=str(args.checkpoint), state_dict=weights, num_classes=classes or args.num_classes or 1000)
     if "in_chans" in kwargs or "img_size" in kwargs:  # they are said of the file too: its channels are not adapted
-        overlay["input_size"] = (kwargs.get("in_chans", 3), *to_2tuple(kwargs.get("img_size", 224)))
+        _, *own = timm.get_pretrained_cfg(args.model).input_size
+        overlay["input_size"] = (kwargs.get("in_chans", 3), *to_2tuple(kwargs.get("img_size", own)))
     kept = overlay["num_classes"] if args.num_classes is None else args.num_classes
     model = timm.create_model(args.model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=kept, **kwargs)
     return model.eval()

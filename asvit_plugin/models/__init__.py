@@ -6,6 +6,7 @@ from . import castling_pit, castling_vit  # noqa: F401 - registers their models
 from .as_vit import AsViT
 from .as_vit_genotype import AsViTGenotype
 from .castled import castle
+from .fbnetv2 import FBNetV2
 from .scaled_pit import ScaledPiT
 from .scaled_video_vit import ScaledVideoViT
 from .scaled_vit import ScaledViT
@@ -14,12 +15,13 @@ from .vit_resnas import ViTResNAS
 from .vit_resnas_genotype import NetworkDef
 
 # What timm calls the modules above.
-FAMILIES = ("as_vit", "castled", "castling_pit", "castling_vit", "scaled_pit", "scaled_vit", "vit_resnas")
+FAMILIES = ("as_vit", "castled", "castling_pit", "castling_vit", "fbnetv2", "scaled_pit", "scaled_vit", "vit_resnas")
 
 __all__ = [
     "FAMILIES",
     "AsViT",
     "AsViTGenotype",
+    "FBNetV2",
     "NetworkDef",
     "ScaledPiT",
     "ScaledViT",

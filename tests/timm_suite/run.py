@@ -25,6 +25,7 @@ from public_weights import hub_cache, public_models
 # Left out without --all: what runs the same code as a smaller one.
 LARGER = {"as_vit_base", "as_vit_large", "vit_resnas_small", "vit_resnas_medium"}
 LARGER |= {name for name in list_models() if name.startswith("castling_")}
+LARGER |= {"fbnetv2_f2", "fbnetv2_f3", "fbnetv2_f4", "fbnetv2_l2"}
 LARGER -= {"castling_deit_tiny_patch16_224", "castling_pit_ti_224"}
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache"
