@@ -12,6 +12,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from mistakes import first_line, remark
+from nets_config import KWARGS, set_arguments, settle_nets
 from omegaconf import DictConfig, OmegaConf
 
 from asvit_plugin.backbones.detectron2_config import add_timm_config
@@ -66,7 +67,7 @@ def add_detection_config(cfg: CfgNode) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config that the command line names, with its overrides, device and precision settled.
+    """The config that the command line names, with its overrides, nets by file, device and precision settled.
 
     Raises:
         ValueError: The file cannot be read, or an entry does not exist or is not allowed.
@@ -77,6 +78,7 @@ def load_config(args: argparse.Namespace) -> Config:
     if not path.is_file():
         raise ValueError(f"--config-file is {args.config_file!r}; there is no such file")
     cfg = _load_lazy(path, args.opts or []) if path.suffix == ".py" else _load_yacs(path, args.opts or [])
+    settle_nets(cfg)
     settle_device(cfg)
     return cfg
 
@@ -115,12 +117,22 @@ def _load_yacs(path: Path, overrides: list[str]) -> CfgNode:
     except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"--config-file {str(path)!r} is no config: {_plain(error)}") from error
     try:
-        cfg.merge_from_list(overrides)
+        _override(cfg, overrides)
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"an override does not fit the config: {_plain(error)}") from error
     _check_choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, tuple(DTYPES))
     return cfg
+
+
+def _override(cfg: CfgNode, overrides: list[str]) -> None:
+    """yacs's overrides, and arguments of the trunk's model."""
+    pairs = list(zip(overrides[::2], overrides[1::2]))
+    arguments = [pair for pair in pairs if pair[0] == KWARGS or pair[0].startswith(f"{KWARGS}.")]
+    rest = [text for pair in pairs if pair not in arguments for text in pair]
+    cfg.merge_from_list(rest + overrides[2 * len(pairs) :])  # where one is left over, yacs says so
+    for entry, value in arguments:
+        set_arguments(cfg.MODEL.TIMM, entry, value)
 
 
 def _load_lazy(path: Path, overrides: list[str]) -> DictConfig:

@@ -14,7 +14,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from mistakes import first_line
 from omegaconf import DictConfig
-from parts import ClipGradients, NamingMapper, RunCheckpointer, check_weights, load_for_evaluation
+from parts import ClipGradients, NamingMapper, RunCheckpointer, check_weights, load_for_evaluation, missing_map
 from schedules_config import make_schedules
 from torch import nn
 
@@ -120,8 +120,18 @@ def count_classes(cfg: DictConfig) -> int:
 
 
 def make_model(cfg: DictConfig) -> nn.Module:
-    """The detector, on its device."""
-    return instantiate(cfg.model).to(cfg.train.device)
+    """The detector, on its device.
+
+    Raises:
+        ValueError: Proposals or heads take maps that the pyramid has not.
+    """
+    model = instantiate(cfg.model)
+    parts = (getattr(model, name, None) for name in ("proposal_generator", "roi_heads"))
+    taken = [getattr(part, "in_features", None) for part in parts] + [getattr(model, "head_in_features", None)]
+    missing = [name for names in taken for name in names or () if name not in model.backbone.output_shape()]
+    if missing:
+        raise missing_map(missing[0], model.backbone)
+    return model.to(cfg.train.device)
 
 
 def make_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,11 +9,13 @@ from detection_config import Config, is_lazy
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import Backbone
 from mistakes import DataError, first_line
 from schedules_config import make_schedules
 from torch import nn
 
 from asvit_plugin.atomic import write_atomically
+from asvit_plugin.backbones import FeatureTrunk
 from asvit_plugin.backbones.detectron2_checkpointer import TimmCheckpointer
 
 _READING = (AssertionError, AttributeError, IndexError, KeyError, OSError, SyntaxError, TypeError, ValueError)
@@ -45,13 +47,37 @@ class NamingMapper:
 class RunCheckpointer(TimmCheckpointer):
     """The checkpointer of a run, in which a kill leaves a whole checkpoint.
 
-    Checkpoints are new files, and which is the last is written behind them, at once.
+    Checkpoints are new files, and which is the last is written behind them, at once. detectron2 reads what fits of a
+    detector's checkpoint and warns of the rest; of a timm trunk, all has to fit.
+
+    Attributes:
+        evaluates: Refuse checkpoints without any weights of the trunk, too.
     """
+
+    evaluates = False
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note the last checkpoint's name."""
         path = Path(self.save_dir, "last_checkpoint")
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        found = super()._load_model(checkpoint)
+        path = next((path for path, module in self.model.named_modules() if isinstance(module, FeatureTrunk)), None)
+        if path is not None:
+            self._check_trunk(path + ".model.", found)
+        return found
+
+    def _check_trunk(self, prefix: str, found: Any) -> None:
+        """ValueError unless a checkpoint has all of the trunk; or nothing of it, where training begins."""
+        strange = [*found.unexpected_keys, *(name for name, *_ in found.incorrect_shapes)]
+        strange = [name for name in strange if name.startswith(prefix)]
+        missing = [name for name in found.missing_keys if name.startswith(prefix)]
+        own = sum(name.startswith(prefix) for name in self.model.state_dict())
+        if strange or (missing and (self.evaluates or len(missing) < own)):
+            raise ValueError(
+                f"the checkpoint is of a detector with another trunk: they differ in {(strange or missing)[0]!r}"
+            )
 
 
 class ClipGradients(HookBase):
@@ -86,6 +112,15 @@ def make_evaluator(name: str, output_dir: str) -> COCOEvaluator:
     return COCOEvaluator(name, output_dir=str(Path(output_dir, "inference")))
 
 
+def missing_map(name: str, pyramid: Backbone) -> ValueError:
+    """What is wrong where a detector asks for a map that its pyramid does not give."""
+    offered = ", ".join(f"{each} (stride {shape.stride})" for each, shape in pyramid.output_shape().items())
+    return ValueError(
+        f"the detector takes the map {name!r}, and the pyramid over its trunk gives {offered}: in_features of "
+        "proposals and heads must name some of these, with one list of anchor sizes each"
+    )
+
+
 def load_for_evaluation(cfg: Config, model: nn.Module, resume: bool) -> None:
     """Weights, and the schedules' state at the iteration that they are of, for a model that is evaluated only.
 
@@ -95,6 +130,7 @@ def load_for_evaluation(cfg: Config, model: nn.Module, resume: bool) -> None:
     entry, weights = check_weights(cfg)
     folder = str(cfg.train.output_dir if is_lazy(cfg) else cfg.OUTPUT_DIR)
     checkpointer = RunCheckpointer(model, folder)
+    checkpointer.evaluates = True
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if not weights:

@@ -11,9 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from parts import NamingMapper, RunCheckpointer, check_weights, load_for_evaluation, make_evaluator
+from mistakes import first_line
+from parts import NamingMapper, RunCheckpointer, check_weights, load_for_evaluation, make_evaluator, missing_map
 from schedules_config import make_schedules
 from torch import nn
 
@@ -35,6 +37,25 @@ class Trainer(DefaultTrainer):
         self.checkpointer = RunCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.schedules = make_schedules(self.cfg, self.checkpointer.model)
         return [*([ScheduleHook(self.schedules)] if self.schedules else []), *super().build_hooks()]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """detectron2's, which tells of maps that do not fit by a KeyError or an AssertionError from inside.
+
+        Raises:
+            ValueError: Proposals or heads take maps that the pyramid has not, or anchors are of another number.
+        """
+        try:
+            return super().build_model(cfg)
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if name not in _maps_taken(cfg):
+                raise
+            raise missing_map(name, _pyramid(cfg)) from error
+        except AssertionError as error:
+            if "anchor generator" not in str(error):
+                raise
+            raise ValueError(f"MODEL.ANCHOR_GENERATOR does not fit the maps: {first_line(error)}") from error
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -67,6 +88,20 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
         """COCO's."""
         return make_evaluator(dataset_name, cfg.OUTPUT_DIR)
+
+
+def _maps_taken(cfg: CfgNode) -> set[str]:
+    """Maps that any detector of the config would take."""
+    nodes = (cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET)
+    return {name for node in nodes for name in node.IN_FEATURES}
+
+
+def _pyramid(cfg: CfgNode) -> Backbone:
+    """The backbone without its weights."""
+    cfg = cfg.clone()
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
+    with torch.device("meta"):
+        return build_backbone(cfg)
 
 
 def has_layers(model: nn.Module) -> bool:

@@ -44,19 +44,18 @@ class StrideAlignment:
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def cover(feature: torch.Tensor, height: int, width: int, stride: int) -> torch.Tensor:
+def cover(feature: torch.Tensor, height: int, width: int, stride: int, coarseness: float = 1.0) -> torch.Tensor:
     """A map (B, C, h, w) with a cell for every ``stride`` pixels of an image of height x width, none beyond.
 
-    While a schedule has the trunk see fewer, coarser tokens, its maps are enlarged to their announced stride.
-    Overlapping patches without padding (PiT) leave the last row and column without a token of their own: their
-    neighbours are repeated there, for pyramids add maps that must double in size exactly.
+    While a schedule has the trunk see fewer tokens, ``coarseness`` times as far apart, its maps are enlarged to their
+    announced stride. Overlapping patches without padding (PiT) leave the last row and column without a token of their
+    own: their neighbours are repeated there, for pyramids add maps that must double in size exactly.
     """
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    own_rows, own_columns = int(feature.shape[2]), int(feature.shape[3])  # tracing holds sizes fixed
-    coarser = (max(1, round(rows / own_rows)), max(1, round(columns / own_columns)))
-    if coarser != (1, 1):
-        size = (coarser[0] * own_rows, coarser[1] * own_columns)
+    if coarseness != 1:
+        own_rows, own_columns = int(feature.shape[2]), int(feature.shape[3])  # tracing holds sizes fixed
+        size = (round(coarseness * own_rows), round(coarseness * own_columns))
         feature = F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
     feature = feature[:, :, :rows, :columns]
-    pad = (0, columns - feature.shape[3], 0, rows - feature.shape[2])
+    pad = (0, columns - int(feature.shape[3]), 0, rows - int(feature.shape[2]))
     return F.pad(feature, pad, mode="replicate") if any(pad) else feature

@@ -9,9 +9,11 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from ..checks import check_choice
+from ..schedules.tokenizers import Tokenizer, find_tokenizer
 from .alignment import StrideAlignment, cover
 from .building import TrunkRecipe, build_model, plain
 from .freezing import check_frozen_stages, freeze
+from .net_file import resolve_net
 
 NORMS = ("", "trunk", "LN")
 
@@ -24,7 +26,8 @@ class FeatureTrunk(nn.Module):
     it gets a resized image, see :class:`StrideAlignment`.
 
     Args:
-        name: Name of a timm model, or ``local-dir:FOLDER`` or ``hf-hub:ID``, whose weights are always loaded.
+        name: Name of a timm model, or ``local-dir:FOLDER`` or ``hf-hub:ID``, whose weights are always loaded; or the
+            file net_STEP.yaml of a net that a search found, see :func:`resolve_net`.
         pretrained: Load timm's weights of that name.
         weights: Load others: a file, a folder or ``hf-hub:ID``, in any layout that the model reads. They must cover it.
         out_indices: Maps by their index in timm, negative ones from the end; None for the last of every stride from
@@ -62,9 +65,10 @@ class FeatureTrunk(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
+        name, img_size, model_kwargs = resolve_net(name, img_size, model_kwargs or {})
         asked = dict(window_policy=window_policy, img_size=plain(img_size), drop_path_rate=drop_path_rate)
         asked = {field: value for field, value in asked.items() if value}  # the rest is the model's own
-        arguments = {"in_chans": in_chans, **asked, **plain(model_kwargs or {})}
+        arguments = {"in_chans": in_chans, **asked, **model_kwargs}
         arguments.pop("num_classes", None)  # a trunk has none
         self.recipe = TrunkRecipe(name, bool(pretrained), weights or "", arguments)
         self.norm = norm
@@ -74,6 +78,7 @@ class FeatureTrunk(nn.Module):
         info = _feature_info(name, model)
         self.indices = _take(out_indices, info)
         self.model = self._prune(model)
+        self._tokenizer = _find_tokenizer(self.model)
         self.alignment = StrideAlignment(name, [each["reduction"] for each in info])
         self.channels = tuple(info[index]["num_chs"] for index in self.indices)
         self.strides = tuple(self.alignment.stride(info[index]["reduction"]) for index in self.indices)
@@ -92,8 +97,13 @@ class FeatureTrunk(nn.Module):
         """
         height, width = x.shape[2], x.shape[3]
         maps = self._intermediates(self.alignment.align(x))
-        maps = [cover(each, height, width, stride) for each, stride in zip(maps, self.strides)]
+        coarseness = self._coarseness()
+        maps = [cover(each, height, width, stride, coarseness) for each, stride in zip(maps, self.strides)]
         return maps if self.norms is None else [norm(each) for norm, each in zip(self.norms, maps)]
+
+    def _coarseness(self) -> float:
+        """Stride of the present tokens over that of the model's own: above 1 while a schedule shows it fewer."""
+        return 1.0 if self._tokenizer is None else self._tokenizer.get()[0] / self._tokenizer.base_stride
 
     def _intermediates(self, x: torch.Tensor) -> list[torch.Tensor]:
         try:
@@ -171,6 +181,14 @@ class FeatureTrunk(nn.Module):
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
             raise ValueError(f"grad_checkpointing is True; {self.recipe.name} cannot recompute activations") from error
+
+
+def _find_tokenizer(model: nn.Module) -> Tokenizer | None:
+    """What progressive tokenization drives in a model; None where it cannot."""
+    try:
+        return find_tokenizer(model)
+    except ValueError:
+        return None
 
 
 def _feature_info(name: str, model: nn.Module) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from trunks import without_gradient
 every_detector = pytest.mark.parametrize("kind", list(DETECTORS))
 trunks_of_ours = pytest.mark.parametrize("name", ["as_vit", "vit_resnas", "scaled_vit"])
 more_trunks = pytest.mark.parametrize(
-    "name", ["as_vit", "vit_resnas", "scaled_vit", "castled", "vit_small_patch14_dinov2", "test_resnet"]
+    "name", ["as_vit", "vit_resnas", "fbnetv2_f1", "scaled_vit", "castled", "vit_small_patch14_dinov2", "test_resnet"]
 )
 
 

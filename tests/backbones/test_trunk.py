@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 from trunks import PLAIN, PYRAMIDS, TRUNKS, arguments, make_trunk, strides_of, without_gradient
 
@@ -19,7 +20,7 @@ def whole_model(name: str, trunk: FeatureTrunk, **kwargs: Any) -> nn.Module:
     model = timm.create_model(name, **{**trunk.recipe.arguments, **kwargs}).eval()
     missing, unexpected = model.load_state_dict(trunk.model.state_dict(), strict=False)
     assert not unexpected
-    assert all(key.startswith(("head", "norm", "fc")) for key in missing)
+    assert all(key.startswith(("head", "norm", "fc", "conv_head", "classifier")) for key in missing)
     return model
 
 
@@ -72,6 +73,21 @@ def test_images_of_any_size(name: str) -> None:
             (1, channels, -(-height // stride), -(-width // stride))
             for channels, stride in zip(trunk.channels, trunk.strides)
         ]
+
+
+@every_trunk
+@pytest.mark.parametrize("height, width", [(72, 40), (40, 65), (122, 77)])
+def test_maps_lie_where_those_of_timm_lie(name: str, height: int, width: int) -> None:
+    """Not a pixel is moved at sizes that no stride divides; what has no token of its own repeats its neighbour."""
+    trunk = make_trunk(name)
+    x = torch.randn(1, 3, height, width)
+    aligned = trunk.alignment.align(x)
+    expected = trunk.model.forward_intermediates(aligned, indices=list(trunk.indices), intermediates_only=True)
+    for feature, own in zip(expected, trunk.maps(x), strict=True):
+        rows = torch.arange(own.shape[2]).clamp(max=feature.shape[2] - 1)
+        columns = torch.arange(own.shape[3]).clamp(max=feature.shape[3] - 1)
+        assert max(own.shape[2] - feature.shape[2], own.shape[3] - feature.shape[3]) <= 1
+        assert torch.equal(own, feature[:, :, rows][..., columns])
 
 
 @every_trunk
@@ -204,7 +220,11 @@ def test_coarser_tokens_give_maps_of_the_same_size(name: str) -> None:
     schedule.step(0.0)
     coarse = trunk.maps(x)
     assert [each.shape for each in coarse] == expected
-    assert coarse[0].isfinite().all()
+    aligned = trunk.alignment.align(x)
+    own = trunk.model.forward_intermediates(aligned, indices=list(trunk.indices), intermediates_only=True)
+    for each, feature in zip(coarse, own, strict=True):  # at first, 4 times the stride
+        enlarged = F.interpolate(feature, scale_factor=4, mode="bilinear")
+        assert torch.equal(each, enlarged[:, :, : each.shape[2], : each.shape[3]])
     assert not torch.equal(coarse[0], fine[0])
     schedule.step(1.0)
     assert all(torch.equal(each, other) for each, other in zip(trunk.maps(x), fine, strict=True))

@@ -15,6 +15,7 @@ PYRAMIDS: dict[str, dict[str, Any]] = {
     "vit_resnas": CHEAP["vit_resnas"],
     "scaled_pit": CHEAP["scaled_pit"],
     "castling_pit_ti_224": CHEAP["castling_pit"],
+    "fbnetv2_f1": CHEAP["fbnetv2"],
     "swin_tiny_patch4_window7_224": _SWIN,
     "test_convnext": {},
     "test_resnet": {},

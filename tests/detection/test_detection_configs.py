@@ -20,6 +20,7 @@ YAMLS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*
 LAZY = {
     "mask_rcnn_as_vit_small.py": "mask_rcnn_as_vit_small.yaml",
     "mask_rcnn_castling_deit_tiny.py": "mask_rcnn_castling_deit_tiny.yaml",
+    "mask_rcnn_scaled_vit.py": "mask_rcnn_scaled_vit.yaml",
     "tiny/tiny_mask_rcnn.py": "tiny/mask_rcnn_as_vit.yaml",
 }
 

@@ -90,6 +90,28 @@ def test_weights_stay_as_they_were_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.model.state_dict().items())
 
 
+def test_a_scaled_pit_by_its_file_trains(scenes: Path, tmp_path: Path) -> None:
+    """Under FPN, whose maps have strides 8 to 128."""
+    kwargs = dict(depth=[1, 2, 1], num_heads=[1, [2, 1], 2], embed_dims=[8, 16, 16], head_dim=8, mlp_ratio=2)
+    file = tmp_path / "net_3.yaml"
+    file.write_text(json.dumps({"model": "scaled_pit", "img_size": 64, "model_kwargs": kwargs}))  # JSON is YAML
+    backbone = dict(_delete_=True, type="TimmTrunk", name=str(file), img_size=128)
+    strides = [8, 16, 32, 64, 128]
+    model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 16]))
+    model |= dict(rpn_head=dict(anchor_generator=dict(strides=strides)))
+    model |= dict(roi_head={f"{kind}_roi_extractor": dict(featmap_strides=strides[:4]) for kind in ("bbox", "mask")})
+    cfg = tiny(scenes, tmp_path, model=model)
+    runner = Runner.from_cfg(cfg)
+    trunk = runner.model.backbone
+    assert (trunk.recipe.name, trunk.strides, trunk.channels) == ("scaled_pit", (8, 16, 32), (8, 16, 16))
+    runner.train()
+    state = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
+    assert state["backbone.model.pos_embed"].shape == (1, 8, 15, 15)
+    losses = runner.message_hub.get_scalar("train/loss").data[0]
+    assert len(losses) == 3
+    assert all(torch.tensor(losses).isfinite())
+
+
 def _classifier(trunk: TimmTrunk) -> dict[str, torch.Tensor]:
     """What the trunk's model has beyond the maps."""
     model = timm.create_model(trunk.recipe.name, num_classes=5, **trunk.recipe.arguments)
