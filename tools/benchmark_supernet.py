@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import demand_positive
-from benchmark import synchronize
 from result_files import machine_record, write_json
 from torch import nn
 
+from asvit_plugin.costs.runtimes import synchronize
 from asvit_plugin.models.vit_resnas_costs import network_macs
 from asvit_plugin.search.network_space import NetworkSpace, load_network_space
 from asvit_plugin.search.space import Choice

@@ -9,7 +9,8 @@ from ..atomic import write_atomically
 from .cache_files import cache_file, locked
 from .latency_record import Latency, LatencyKey
 
-FORMAT = 1  # of the file; to be raised when what is in it changes
+FORMAT = 2  # of the file; to be raised when what is in it changes
+_READABLE = (1, FORMAT)  # all of format 1 were forward passes, and their turns were not kept
 
 
 class LatencyCache:
@@ -57,18 +58,24 @@ class LatencyCache:
             table = json.loads(self.path.read_text())
             version = table["format"]
             entries = (
-                {self._latency(entry).key.text: entry for entry in table["latencies"]} if version == FORMAT else {}
+                {self._latency(entry).key.text: entry for entry in table["latencies"]} if version in _READABLE else {}
             )
         except FileNotFoundError:
             return {}
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"the latency cache {self.path} cannot be read ({reason}); delete it") from error
-        if version != FORMAT:
-            raise ValueError(f"the latency cache {self.path} has format {version!r}, and this version reads {FORMAT}")
+        if version not in _READABLE:
+            able = " and ".join(map(str, _READABLE))
+            raise ValueError(f"the latency cache {self.path} has format {version!r}, and this version reads {able}")
         return entries
 
     @staticmethod
     def _latency(entry: dict[str, Any]) -> Latency:
-        key = {name: tuple(value) if isinstance(value, list) else value for name, value in entry["key"].items()}
-        return Latency(**{**entry, "key": LatencyKey(**key)})
+        key = LatencyKey(**_with_tuples(entry["key"]))
+        return Latency(**{**_with_tuples(entry), "key": key})
+
+
+def _with_tuples(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it was before JSON made lists of its tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}

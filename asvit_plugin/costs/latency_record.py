@@ -28,10 +28,11 @@ class LatencySetting:
         dtype: One of ``DTYPES``.
         threads: CPU threads; None for torch's number when this is made.
         clock: "wall", or "cpu": processor time of one thread, without what other programs take of a busy machine.
+        step: "forward", or "training": forward in train mode, backward, and a step of AdamW.
 
     Raises:
         ModuleNotFoundError: The runtime is not installed; says what to install.
-        ValueError: A field is out of range, or the runtime does not take the device or dtype.
+        ValueError: A field is out of range, or the runtime does not take the device, dtype or step.
     """
 
     runtime: str = "eager"
@@ -39,6 +40,7 @@ class LatencySetting:
     dtype: str = "float32"
     threads: int | None = None
     clock: str = "wall"
+    step: str = "forward"
 
     def __post_init__(self) -> None:
         threads = torch.get_num_threads() if self.threads is None else self.threads
@@ -49,7 +51,7 @@ class LatencySetting:
             torch.zeros(1, device=self.device).item()
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"device is '{self.device}', which cannot be used: {first_line(error)}") from error
-        check_runtime(self.runtime, self.device, self.dtype)
+        check_runtime(self.runtime, self.device, self.dtype, self.step)
         check_choice("clock", self.clock, ("wall", "cpu"))
         if self.clock == "cpu" and (threads != 1 or torch.device(self.device).type != "cpu"):
             raise ValueError(f"clock is 'cpu' with {threads} threads on '{self.device}'; it needs one thread on 'cpu'")
@@ -69,6 +71,7 @@ class LatencyKey:
         threads: CPU threads.
         clock: "wall" or "cpu".
         versions: Names and versions of what runs the model.
+        step: "forward" or "training".
     """
 
     model: str
@@ -80,6 +83,7 @@ class LatencyKey:
     threads: int
     clock: str
     versions: tuple[str, ...]
+    step: str = "forward"
 
     @classmethod
     def of(cls, model: nn.Module, shape: Sequence[int], setting: LatencySetting) -> "LatencyKey":
@@ -95,6 +99,7 @@ class LatencyKey:
             setting.threads,
             setting.clock,
             versions(PACKAGES.get(setting.runtime, ())),
+            setting.step,
         )
 
     @property
@@ -117,6 +122,7 @@ class Latency:
             itself.
         peak_memory: Bytes of weights and of what one run needs beside them; None where it was not measured.
         no_memory: Why not.
+        turns: Median seconds of each turn, in their order.
     """
 
     key: LatencyKey
@@ -127,6 +133,7 @@ class Latency:
     drift: float
     peak_memory: int | None = None
     no_memory: str = ""
+    turns: tuple[float, ...] = ()
 
     @property
     def throughput(self) -> float:
@@ -135,14 +142,42 @@ class Latency:
 
     @classmethod
     def of(
-        cls, key: LatencyKey, times: Sequence[float], runs: int, peak_memory: int | None = None, no_memory: str = ""
+        cls,
+        key: LatencyKey,
+        turns: Sequence[Sequence[float]],
+        runs: int,
+        peak_memory: int | None = None,
+        no_memory: str = "",
     ) -> "Latency":
-        """Summary of the seconds per run of blocks of runs, in their order."""
+        """Summary of the seconds per run of blocks of runs, turn by turn, in their order."""
+        times = [each for turn in turns for each in turn]
         seconds = torch.tensor(times, dtype=torch.float64)
-        low, median, high = seconds.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        median, low, high = _spread(times)
         third = max(len(times) // 3, 1)
         drift = (seconds[-third:].quantile(0.5) / seconds[:third].quantile(0.5)).item()
-        return cls(key, median, low, high, runs, drift, peak_memory, no_memory)
+        medians = tuple(_spread(turn)[0] for turn in turns)
+        return cls(key, median, low, high, runs, drift, peak_memory, no_memory, medians)
+
+
+def speed_ratio(own: Latency, peer: Latency) -> tuple[float, float, float]:
+    """How many times as many inputs per second a model takes as a peer, both measured in turn.
+
+    Returns:
+        Median, tenth and ninetieth percentile of the ratios of single turns.
+
+    Raises:
+        ValueError: They had no turns, or not equally many.
+    """
+    if not 0 < len(own.turns) == len(peer.turns):
+        raise ValueError(f"turns are {len(own.turns)} and {len(peer.turns)}; they must be equally many, at least 1")
+    batches = own.key.batch / peer.key.batch
+    return _spread([batches * theirs / ours for ours, theirs in zip(own.turns, peer.turns)])
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, tenth and ninetieth percentile."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return tuple(numbers.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)).tolist())
 
 
 def hardware_name(device: torch.device | str) -> str:

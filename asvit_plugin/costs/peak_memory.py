@@ -15,6 +15,7 @@ from torch import nn
 from ..exporting import first_line
 from .latency_record import LatencySetting
 from .runtimes import DTYPES, PACKAGES, make_run
+from .training_step import optimizer_bytes
 
 _CHILD = "import sys; from asvit_plugin.costs.peak_memory import report; report(sys.argv[1])"
 
@@ -29,7 +30,7 @@ def device_peak(run: Callable[[], object], device: torch.device) -> int:
 
 
 def host_peak(model: nn.Module, shape: tuple[int, ...], setting: LatencySetting) -> tuple[int | None, str]:
-    """Bytes of the weights, and by how much one run makes the resident set of a new process grow.
+    """Bytes of the weights and by how much one run makes a new process grow; of training also gradients and moments.
 
     Args:
         model: What a new process can unpickle: its classes must be importable there.
@@ -44,7 +45,7 @@ def host_peak(model: nn.Module, shape: tuple[int, ...], setting: LatencySetting)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.pt")
         try:
-            torch.save((model, tuple(shape), setting.runtime, setting.dtype, setting.threads), file)
+            torch.save((model, tuple(shape), setting.runtime, setting.dtype, setting.threads, setting.step), file)
         except Exception as error:  # whatever a module's attributes raise when pickled
             return None, f"the model cannot be handed to a new process: {first_line(error)}"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -58,11 +59,13 @@ def host_peak(model: nn.Module, shape: tuple[int, ...], setting: LatencySetting)
 
 def report(file: str) -> None:
     """Prints the figure of :func:`host_peak`, in the new process."""
-    model, shape, runtime, dtype, threads = torch.load(file, weights_only=False)
+    model, shape, runtime, dtype, threads, step = torch.load(file, weights_only=False)
     torch.set_num_threads(threads)
     images = torch.zeros(shape, dtype=DTYPES[dtype])
     weights = sum(tensor.numel() * images.element_size() for tensor in model.state_dict().values())
-    run = make_run(model, images, runtime)
+    if step == "training":
+        weights += optimizer_bytes(model, DTYPES[dtype])
+    run = make_run(model, images, runtime, step)
     if runtime not in PACKAGES:
         run(images)  # the first run of torch itself loads code; that of other runtimes takes the memory to be measured
     _forget_peak()

@@ -13,8 +13,11 @@ from torch import nn
 
 from ..checks import check_choice
 from ..exporting import first_line, open_onnx, quiet, trace, write_onnx
+from .training_step import kept_random_state, training_step
 
 RUNTIMES = ("eager", "compile", "torchscript", "onnxruntime", "openvino")
+STEPS = ("forward", "training")
+TRAINING_RUNTIMES = ("eager", "compile")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 _ONNX_DTYPES = ("float32", "float16")  # NumPy, which carries inputs to ONNX Runtime, has no bfloat16
@@ -23,15 +26,21 @@ _COMPILED_MODELS = 1024  # of one class; beyond torch's own limit of 8 a model w
 Run = Callable[[torch.Tensor], Any]
 
 
-def check_runtime(runtime: str, device: torch.device | str = "cpu", dtype: str = "float32") -> None:
+def check_runtime(
+    runtime: str, device: torch.device | str = "cpu", dtype: str = "float32", step: str = "forward"
+) -> None:
     """Refuse what a runtime cannot do.
 
     Raises:
         ModuleNotFoundError: It is not installed; says what to install.
-        ValueError: No such runtime or dtype, or the runtime does not take this device or dtype.
+        ValueError: No such runtime, dtype or step, or the runtime does not take this device, dtype or step.
     """
     check_choice("runtime", runtime, RUNTIMES)
     check_choice("dtype", dtype, tuple(DTYPES))
+    check_choice("step", step, STEPS)
+    if step == "training" and runtime not in TRAINING_RUNTIMES:
+        able = " and ".join(map(repr, TRAINING_RUNTIMES))
+        raise ValueError(f"step is 'training'; runtime {runtime!r} runs models forward only, and {able} train them")
     missing = [name for name in PACKAGES.get(runtime, ()) if importlib.util.find_spec(name) is None]
     if missing:
         needed = " and ".join(missing)
@@ -43,28 +52,37 @@ def check_runtime(runtime: str, device: torch.device | str = "cpu", dtype: str =
         raise ValueError(f"dtype is {dtype!r}; runtime {runtime!r} takes {', '.join(map(repr, taken))} here")
 
 
-def make_run(model: nn.Module, example: torch.Tensor, runtime: str = "eager") -> Run:
-    """A function of an input that runs a copy of the model in eval mode; the model itself is left alone.
+def make_run(model: nn.Module, example: torch.Tensor, runtime: str = "eager", step: str = "forward") -> Run:
+    """A function of an input that runs a copy of the model; the model itself is left alone.
 
     Args:
         model: Any module of one tensor.
         example: Input whose shape, dtype and device those of every call must be.
         runtime: One of ``RUNTIMES``. It uses torch's number of threads at the time of this call.
+        step: "forward", in eval mode, or "training", all in the input's dtype; see :func:`training_step`.
 
     Returns:
-        What gives the model's output; it is ready, that is compiled.
+        What gives the model's output, or the loss of training; it is ready, that is compiled.
 
     Raises:
         ModuleNotFoundError: The runtime is not installed; says what to install.
-        ValueError: The runtime does not take the device or dtype, or cannot run the model.
+        ValueError: The runtime does not take the device, dtype or step, or cannot run the model.
     """
     dtype = next((name for name, each in DTYPES.items() if each == example.dtype), str(example.dtype))
-    check_runtime(runtime, example.device, dtype)
+    check_runtime(runtime, example.device, dtype, step)
     with blamed(model, example, runtime):
+        if step == "training":
+            return _training(copy.deepcopy(model).to(example.device, example.dtype).train(), example, runtime)
         ready = copy.deepcopy(model).eval().requires_grad_(False)
         # OpenVINO is given single precision and told what to compute in.
         ready = ready.to(example.device, torch.float32 if runtime == "openvino" else example.dtype)
         return _MAKERS[runtime](ready, example)
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a device has done what it was given; a CPU always has."""
+    if torch.device(device).type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 @contextmanager
@@ -86,7 +104,19 @@ def _eager(model: nn.Module, example: torch.Tensor) -> Run:
 
 
 def _compile(model: nn.Module, example: torch.Tensor) -> Run:
-    run = _eager(torch.compile(model, dynamic=False), example)
+    return _compiled(_eager(torch.compile(model, dynamic=False), example), example)
+
+
+def _training(model: nn.Module, example: torch.Tensor, runtime: str) -> Run:
+    if runtime == "eager":
+        return training_step(model, model)
+    run = training_step(model, torch.compile(model, dynamic=False))
+    with kept_random_state(example.device):
+        return _compiled(run, example)
+
+
+def _compiled(run: Run, example: torch.Tensor) -> Run:
+    """The same function, after the call in which torch compiles."""
     limits = {"recompile_limit": _COMPILED_MODELS, "accumulated_recompile_limit": _COMPILED_MODELS}
     with torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
         run(example)

@@ -46,7 +46,7 @@ def castle(
         mode: Starting state: "softmax", "masked" or "linear"; see :class:`LinearAngularAttention`.
         images: Images (B, C, H, W) on which the heads' output gains are set to the lengths of the softmax outputs.
         img_size: Image size in pixels that "auto" counts tokens for; None for the model's own.
-        runtime: "eager" or "compile": whose measurements "auto" looks up, for the model's device.
+        runtime: "eager" or "compile": whose measurements "auto" looks up, for the model's device and dtype.
         table: File of measurements; None for this machine's.
         options: ``dwconv_kernel_size``, ``half_term``, ``num_prefix_tokens``, ``output_gain`` (True unless told
             otherwise) and ``reference_length`` of :class:`LinearAngularAttention`. The convolution runs along the
@@ -86,10 +86,11 @@ def _blocks_that_pay(
 ) -> list[str]:
     """Names of the blocks that have at least the tokens at which linear attention breaks even."""
     choose_blocks(model, "all")  # a model without any has a message of its own
-    device = next(model.parameters()).device
-    timings = read_attention_timings(device, runtime, table)
+    weight = next(model.parameters())
+    timings = read_attention_timings(weight.device, runtime, table, str(weight.dtype)[6:])
     tokens = tokens_per_block(model, img_size)
-    needed = {name: break_even_tokens(block.head_dim, timings) for name, block in castlable_attention(model).items()}
+    attention = castlable_attention(model)
+    needed = {name: break_even_tokens(each.head_dim, timings, each.num_heads) for name, each in attention.items()}
     names = [name for name in tokens if tokens[name] >= needed[name]]
     if not names:
         most = max(tokens, key=tokens.__getitem__)

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from asvit_plugin.costs import LatencyCache, LatencyProbe, LatencySetting, measure_in_turn, measure_latency
+from asvit_plugin.costs import (
+    LatencyCache,
+    LatencyProbe,
+    LatencySetting,
+    measure_in_turn,
+    measure_latency,
+    speed_ratio,
+)
 
 MIB = 2**20
 
@@ -48,6 +55,19 @@ def test_twice_the_work_takes_longer() -> None:
     assert second.median > 2 * first.median
     assert first.runs >= second.runs >= 4
     assert first.key == light.key != second.key
+    assert len(first.turns) == len(second.turns) == 4
+    assert speed_ratio(first, second)[0] > 2
+
+
+def test_one_run_must_keep_within_the_limit() -> None:
+    class Waiting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return super().forward(x)
+
+    LatencyProbe(Waiting(2, 2), torch.zeros(1, 2), limit=30)
+    with pytest.raises(TimeoutError, match=r"^one batch took [\d.]+ s, and the limit is 0.01 s$"):
+        LatencyProbe(Waiting(2, 2), torch.zeros(1, 2), limit=0.01)
 
 
 def test_processor_time_leaves_waiting_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 from asvit_plugin.costs import Latency, LatencyCache, LatencyKey
 
 KEY = LatencyKey("vit 1a", (3, 8, 8), "some CPU", "eager", "float32", 2, 1, "wall", ("torch 2.15.0", "timm 1.0.31"))
-LATENCY = Latency(KEY, 0.25, 0.2, 0.3, 40, 1.01, 1024, "")
+LATENCY = Latency(KEY, 0.25, 0.2, 0.3, 40, 1.01, 1024, "", (0.25, 0.26))
 WRITER = """
 import sys
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"format": 7, "latencies": []}', "latency.json has format 7, and this version reads 1"),
+        ('{"format": 7, "latencies": []}', "latency.json has format 7, and this version reads 1 and 2"),
         ('{"format": 1, "latencies": [{"median": 1}]}', "latency.json cannot be read .KeyError: 'key'.; delete it"),
         ('{"format": 1, "lat', "latency.json cannot be read .JSONDecodeError: .*; delete it"),
         ("[]", "latency.json cannot be read .TypeError: .*; delete it"),
@@ -80,5 +80,5 @@ def test_the_file_is_plain_json(tmp_path: Path) -> None:
     cache = LatencyCache(tmp_path / "latency.json")
     cache.put(LATENCY)
     table = json.loads(cache.path.read_text())
-    assert table["format"] == 1
+    assert table["format"] == 2
     assert table["latencies"][0]["key"]["model"] == "vit 1a"

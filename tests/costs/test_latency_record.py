@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import asvit_plugin
-from asvit_plugin.costs import Latency, LatencyKey, LatencySetting
+from asvit_plugin.costs import Latency, LatencyKey, LatencySetting, speed_ratio
 from asvit_plugin.costs.fingerprint import describe_model, fingerprint
 
 KEY = LatencyKey("vit 1a", (3, 8, 8), "some CPU", "eager", "float32", 2, 1, "wall", ("torch 2.15.0",))
@@ -24,6 +24,7 @@ OTHER = {
     "threads": 2,
     "clock": "cpu",
     "versions": ("torch 2.15.1",),
+    "step": "training",
 }
 SMALL = dict(depth=2, embed_dim=32, num_heads=2, head_dim=16, img_size=32, num_classes=3)
 PRINT = """
@@ -100,12 +101,28 @@ def test_fingerprints_are_the_same_in_another_process() -> None:
 
 
 def test_summary_of_times() -> None:
-    times = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0]
-    latency = Latency.of(KEY, times, 90)
+    turns = [[1.0, 1.0], [1.0, 2.0, 2.0], [2.0, 3.0, 3.0, 3.0]]
+    latency = Latency.of(KEY, turns, 90)
     assert (latency.median, latency.runs, latency.drift) == (2.0, 90, 3.0)
     assert (latency.p10, latency.p90) == (1.0, 3.0)
     assert latency.throughput == 1.0  # two inputs in two seconds
-    assert Latency.of(KEY, [2.0], 1).drift == 1.0
+    assert latency.turns == (1.0, 2.0, 3.0)
+    assert Latency.of(KEY, [[2.0]], 1).drift == 1.0
+
+
+def test_speed_ratios_are_taken_turn_by_turn() -> None:
+    own = Latency.of(KEY, [[1.0], [10.0], [2.0]], 3)  # the machine was slow in the second turn
+    peer = Latency.of(replace(KEY, batch=4), [[3.0], [30.0], [4.0]], 3)
+    assert speed_ratio(own, peer) == pytest.approx((1.5, 1.1, 1.5))  # half as many inputs as the peer each time
+    assert speed_ratio(own, own) == (1.0, 1.0, 1.0)
+
+
+def test_speed_ratios_need_turns() -> None:
+    first, second = Latency.of(KEY, [[1.0]], 1), Latency.of(KEY, [[1.0], [1.0]], 2)
+    with pytest.raises(ValueError, match="turns are 1 and 2; they must be equally many, at least 1"):
+        speed_ratio(first, second)
+    with pytest.raises(ValueError, match="turns are 0 and 0"):
+        speed_ratio(replace(first, turns=()), replace(first, turns=()))
 
 
 @pytest.mark.parametrize(
