@@ -1,10 +1,13 @@
-"""A plain ViT scaled to a budget of MACs, parameters or seconds on this device, by what a score without training gains.
+"""A net scaled to a budget of MACs, parameters or seconds on this device, by what a score gains for the cost.
 
     python tools/scale.py --base deit_tiny --budget macs --to 2.5e9
     python tools/scale.py --base deit_small --budget latency --to 0.03 --runtime onnxruntime  # seconds
+    python tools/scale.py --base pit_ti img_size=96 --to 2e8 --factors depth mlp_ratio_3      # all stages' depths
     python tools/scale.py --base deit_tiny --iso                                # at its own cost: this for that
     python tools/scale.py --base deit_tiny img_size=96 patch_size=8 --to 6e8 --factors depth head_dim=32,48,64 mlp_ratio
     python tools/scale.py --base deit_tiny --to 2.5e9 --sampler nsga2 --steps 200   # the trade-off of score and cost
+    python tools/scale.py --base deit_small --to 9e9 --strategy output/scale/strategy.json      # as that path went
+    python tools/scale.py --base deit_tiny img_size=32 patch_size=4 depth=4 --to 3e7 --oracle trained   # digits
 
 The same command again goes on where it was stopped or killed; run several times at once it shares the nets of a step.
 docs/scaling.md tells more.
@@ -15,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import key_value
 from filelock import FileLock
+from scale_base import read_base
 from scale_oracle import make_oracle
 from scale_report import print_nets, write_report
 from step_progress import StepProgress
@@ -25,10 +28,14 @@ from study_command import run_study
 import asvit_plugin  # noqa: F401  (registers the models)
 from asvit_plugin.atomic import write_atomically
 from asvit_plugin.costs import DTYPES, RUNTIMES, LatencyCache, LatencySetting
-from asvit_plugin.search.scaling import ScalingSettings, scale
+from asvit_plugin.search.scaling import Scaled, ScalingSettings, scale
+from asvit_plugin.search.scaling_bases import BASES, Base
 from asvit_plugin.search.scaling_costs import UNITS, Target, Timing
-from asvit_plugin.search.scaling_front import SAMPLER_NAMES, FrontSettings, scale_front
-from asvit_plugin.search.scaling_space import BASES, FACTORS, base_choice, factor_space, space_yaml
+from asvit_plugin.search.scaling_front import SAMPLER_NAMES, Front, FrontSettings, scale_front
+from asvit_plugin.search.scaling_oracle import Oracle
+from asvit_plugin.search.scaling_space import space_yaml
+from asvit_plugin.search.scaling_strategy import Strategy, fit_strategy, purpose
+from asvit_plugin.search.scaling_transfer import apply_strategy
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["deit_tiny"],
         metavar="NET",
-        help=f"{', '.join(BASES)}, and arguments of scaled_vit as NAME=VALUE (deit_tiny)",
+        help=f"{', '.join(BASES)}, a genotype of As-ViT, or a net_STEP.yaml; then arguments as NAME=VALUE (deit_tiny)",
     )
     parser.add_argument("--budget", default="macs", choices=list(UNITS), help="what is limited")
     parser.add_argument("--to", type=float, metavar="BUDGET", help="so much: MACs, parameters, or seconds for a batch")
@@ -48,12 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--factors",
         nargs="+",
         metavar="FACTOR",
-        help=f"what may change, each FACTOR or FACTOR=VALUE,VALUE,... ({' '.join(FACTORS)}, each with its grid)",
+        help="what may change, each FACTOR or FACTOR=VALUE,VALUE,...; FACTOR_STAGE for one stage of a pyramid (all)",
     )
     parser.add_argument("--growth", type=float, default=1.25, help="ratio of one step's budget to the one before")
     parser.add_argument("--beam", type=int, default=1, help="paths that are followed at once; 1 is greedy")
     parser.add_argument("--steps", type=int, help="steps of the path at most; with --sampler nets to measure (200)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="instead of a path: the best nets of every cost")
+    parser.add_argument(
+        "--strategy", type=Path, metavar="FILE", help="a path's strategy.json: follow it, score nothing"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/scale"), help="folder of the study and the nets")
     parser.add_argument("--storage", help="file or Optuna storage URL of the study (study.db in the output folder)")
     parser.add_argument("--study-name", help="its name there (scaling, or scaling-front)")
@@ -67,9 +77,18 @@ def _add_oracle(group: Any) -> None:
         "--oracle",
         default="spectrum_entropy",
         metavar="NAME",
-        help="a proxy (spectrum_entropy), or a table's JSON file",
+        help="a proxy (spectrum_entropy), trained, or a table's JSON file",
     )
     group.add_argument("--label", help="accuracy of the table (its first)")
+    group.add_argument(
+        "--recipe",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="of trained: files for train.py --config (3 epochs on handwritten digits)",
+    )
+    group.add_argument("--train-options", default="", metavar="TEXT", help='of trained: as "--epochs 5 --lr 1e-3"')
     group.add_argument("--seed", type=int, default=0, help="of the random numbers")
     group.add_argument("--repeats", type=int, default=3, help="draws of weights per net")
 
@@ -84,66 +103,71 @@ def _add_timing(group: Any) -> None:
     group.add_argument("--cache", type=Path, help="file of latencies (in the user's cache by default)")
 
 
-def read_base(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of ``scaled_vit``: of a known net, and one by one."""
-    base: dict[str, Any] = {}
-    for text in texts:
-        if "=" not in text and text not in BASES:
-            raise ValueError(f"--base has {text!r}; it must be one of {', '.join(BASES)}, or NAME=VALUE")
-        base |= dict([_pair("--base", text)]) if "=" in text else BASES[text]
-    return base
-
-
-def read_factors(texts: Sequence[str] | None) -> dict[str, list[float] | None] | None:
-    """Choices by factor; None instead of them for its grid, and None for all factors with their grids."""
-    if texts is None:
-        return None
-    found: dict[str, list[float] | None] = {}
-    for text in texts:
-        name, values = _pair("--factors", text) if "=" in text else (text, None)
-        found[name] = values if values is None or isinstance(values, (list, tuple)) else [values]
-    return found
-
-
-def _pair(option: str, text: str) -> tuple[str, Any]:
-    try:
-        return key_value(text)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{option}: {error}") from error
-
-
 def make_timing(args: argparse.Namespace) -> Timing | None:
     """How latency is measured, where it is."""
     if args.budget != "latency":
         return None
-    setting = LatencySetting(args.runtime, args.device, args.dtype, args.threads)
+    try:
+        setting = LatencySetting(args.runtime, args.device, args.dtype, args.threads)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--runtime: {error}") from error
     return Timing(setting, args.batch_size, args.seconds, LatencyCache(args.cache))
 
 
 def run(args: argparse.Namespace) -> None:
-    base = read_base(args.base)
-    space, target = factor_space(base, read_factors(args.factors)), Target(args.budget, args.to, args.tolerance)
-    choice, oracle, timing = base_choice(space, base), make_oracle(args), make_timing(args)
-    common = (space, choice, target, oracle)
+    base, target = read_base(args.base, args.factors), Target(args.budget, args.to, args.tolerance)
+    space, oracle, timing = base.space, make_oracle(args, base.model), make_timing(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    where = (timing, args.storage or args.output / "study.db", args.study_name)
-    progress = StepProgress()
-    try:
-        if args.sampler:
-            if args.iso:
-                raise ValueError("--iso is for a path; with --sampler leave it out")
-            settings = FrontSettings(args.sampler, 200 if args.steps is None else args.steps, args.seed)
-            found = scale_front(*common, settings, *where, lambda done, count: progress(0, done, count))
-        else:
-            settings = ScalingSettings(args.iso, args.growth, args.beam, args.steps)
-            found = scale(*common, settings, *where, progress)
-    finally:
-        progress.close()
+    if args.strategy:
+        settings, found = follow(args, base, target, timing)
+    else:
+        settings, found = search(args, base, target, oracle, timing)
     with FileLock(args.output / ".report.lock"):  # processes that worked on it together end together
         write_atomically(args.output / "space.yaml", lambda file: file.write(space_yaml(space).encode()))
         write_report(found, space, target, oracle, settings, timing, args.output)
+        if isinstance(settings, ScalingSettings) and not settings.iso:
+            write_strategy(found, target, oracle, timing, args.output / "strategy.json")
     print_nets(found, target, oracle)
     print(f"written: {args.output}/result.json, result.png, space.yaml and net_*.yaml for train.py --config")
+
+
+def search(
+    args: argparse.Namespace, base: Base, target: Target, oracle: Oracle, timing: Timing | None
+) -> tuple[ScalingSettings | FrontSettings, Scaled | Front]:
+    """The path or front that the options say, with their settings."""
+    common = (base.space, base.choice, target, oracle)
+    where = (timing, args.storage or args.output / "study.db", args.study_name)
+    progress = StepProgress()
+    try:
+        if not args.sampler:
+            settings = ScalingSettings(args.iso, args.growth, args.beam, args.steps)
+            return settings, scale(*common, settings, *where, progress)
+        if args.iso:
+            raise ValueError("--iso is for a path; with --sampler leave it out")
+        front = FrontSettings(args.sampler, 200 if args.steps is None else args.steps, args.seed)
+        return front, scale_front(*common, front, *where, lambda done, count: progress(0, done, count))
+    finally:
+        progress.close()
+
+
+def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing | None) -> tuple[Strategy, Scaled]:
+    """The net that a strategy leads to, with the strategy."""
+    if args.iso or args.sampler:
+        raise ValueError("--strategy leads to a budget; leave --iso and --sampler out")
+    strategy = Strategy.load(args.strategy)
+    here = purpose(target.name, timing and timing.record())
+    if strategy.purpose != here:
+        print(f"the strategy was fitted to {strategy.purpose}; it is applied to {here}")
+    return strategy, apply_strategy(strategy, base.space, base.choice, target, timing)
+
+
+def write_strategy(found: Scaled, target: Target, oracle: Oracle, timing: Timing | None, file: Path) -> None:
+    """Writes the strategy of a path; where the path went nowhere, removes that of an earlier one."""
+    file.unlink(missing_ok=True)
+    try:
+        fit_strategy(found, target, oracle, timing).save(file)
+    except ValueError as error:
+        print(f"no strategy: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What scaling leaves: result.json with all that repeats it, recipes, a picture, and a table with lines of Python."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from asvit_plugin.search.scaling_costs import Target, Timing
 from asvit_plugin.search.scaling_front import Front, FrontSettings
 from asvit_plugin.search.scaling_nets import ScaledNet
 from asvit_plugin.search.scaling_oracle import Oracle
+from asvit_plugin.search.scaling_strategy import Strategy
 
 SHOWN = {"macs": (1e9, "GMACs"), "params": (1e6, "million parameters"), "latency": (1e-3, "ms")}
 
@@ -26,7 +28,7 @@ def write_report(
     space: Space,
     target: Target,
     oracle: Oracle,
-    settings: ScalingSettings | FrontSettings,
+    settings: ScalingSettings | FrontSettings | Strategy,
     timing: Timing | None,
     output: Path,
 ) -> None:
@@ -65,12 +67,16 @@ def print_nets(found: Scaled | Front, target: Target, oracle: Oracle) -> None:
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for net in nets:
         costs = [f"{net.params / 1e6:.2f} M", f"{net.macs / 1e9:.4g}", *(f"{1e3 * net.cost:.2f}" for _ in timed)]
-        cells = [str(net.step), *(f"{net.choice[name]:g}" for name in shape), *costs, f"{net.score:.5g}"]
+        cells = [str(net.step), *(f"{net.choice[name]:g}" for name in shape), *costs, _score(net)]
         print(f"| {' | '.join(cells)} |")
     for net in nets:
         print(f"{net.step}: {net.line}")
     if isinstance(found, Scaled):
         print(f"ended by: {found.end}, {len(found.trials)} nets measured")
+
+
+def _score(net: ScaledNet) -> str:
+    return "" if math.isnan(net.score) else f"{net.score:.5g}"  # a strategy scores nothing
 
 
 def draw(found: Scaled | Front, target: Target, oracle: Oracle) -> plt.Figure:

@@ -15,11 +15,12 @@ from shlex import split
 from typing import Any
 
 import numpy as np
-import torch
-from digits_study import FIXED, call
+from digits_study import FIXED
 from result_files import run_record, write_json
 from study_command import run_study
 from tqdm import tqdm
+from trainings import last_top1
+from trainings import train as train_net
 
 from asvit_plugin.models.as_vit_genotype import AsViTGenotype
 from asvit_plugin.search import load_space
@@ -84,17 +85,13 @@ def train(genotype: str, number: int, seed: int, args: argparse.Namespace) -> No
     """Trains one net, or finds it trained."""
     options = split(FIXED)  # the recipe's model is an As-ViT
     net = f'{{genotype: "{genotype}", stem_stride: {STEM_STRIDE}}}'
-    place = ["--output", str(args.output), "--experiment", name_of(number, seed)]
-    schedule = ["--epochs", str(args.epochs), "--seed", str(seed), "--resume", "auto"]
-    call("train.py", [*options, "--model-kwargs", net, *place, *schedule])
+    schedule = ["--epochs", str(args.epochs), "--seed", str(seed)]
+    train_net([*options, "--model-kwargs", net, *schedule], args.output / name_of(number, seed))
 
 
 def accuracy(number: int, args: argparse.Namespace) -> float:
     """Top-1 % of a net after its last epoch, mean over the seeds."""
-    found = []
-    for seed in range(args.seeds):
-        state = torch.load(args.output / name_of(number, seed) / "last.pth.tar", map_location="cpu", weights_only=True)
-        found.append(state["history"][-1]["top1"])
+    found = [last_top1(args.output / name_of(number, seed)) for seed in range(args.seeds)]
     return round(statistics.fmean(found), 3)
 
 

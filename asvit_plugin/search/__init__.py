@@ -6,7 +6,10 @@ from typing import Any
 from .architectures import Architectures
 from .budget import Budget, network_cost
 from .distortion import length_distortion
+from .gated_net import GatedNet, gate_network
+from .gated_vit import gate_vit
 from .importance import reorder
+from .mask_gates import Gates
 from .network_space import NetworkSpace, load_network_space
 from .ntk import ntk_condition
 from .proxies import PROXIES, Proxy, macs, num_parameters
@@ -30,16 +33,21 @@ _SEARCHING = {
     "ReinforceSettings": "reinforce",
     "Topology": "topology",
     "TopologySettings": "topology",
+    "Base": "scaling_bases",
     "Front": "scaling_front",
     "FrontSettings": "scaling_front",
     "Oracle": "scaling_oracle",
     "Scaled": "scaling",
     "ScalingSettings": "scaling",
+    "Strategy": "scaling_strategy",
     "Target": "scaling_costs",
     "Timing": "scaling_costs",
+    "apply_strategy": "scaling_transfer",
     "base_choice": "scaling_space",
     "evolve": "evolving",
     "factor_space": "scaling_space",
+    "find_base": "scaling_bases",
+    "fit_strategy": "scaling_strategy",
     "grow": "growing",
     "open_study": "study",
     "proxy_oracle": "scaling_oracle",
@@ -53,12 +61,16 @@ __all__ = [
     "PROXIES",
     "Architectures",
     "Budget",
+    "GatedNet",
+    "Gates",
     "NetworkSpace",
     "Proxy",
     "Score",
     "Space",
     "SuperNet",
     "dss",
+    "gate_network",
+    "gate_vit",
     "length_distortion",
     "list_spaces",
     "load_network_space",

@@ -12,15 +12,17 @@ from typing import Any
 
 import optuna
 
-from .scaling_costs import UNITS, Pricing, Target, Timing
+from .scaling_costs import Pricing, Target, Timing
 from .scaling_courses import BudgetCourse, Course, EqualCourse
 from .scaling_moves import Moves, Priced, describe, unique
 from .scaling_nets import NET, Evaluation, Record, ScaledNet, plain_records, value
 from .scaling_oracle import Oracle, proxy_oracle
-from .scaling_space import extreme
+from .scaling_reach import check_counted, check_reach, ends
 from .space import Choice, Space
 from .steps import Steps
 from .study import open_study
+
+_NEAR = 4  # times the cost of a net: those that cost more or less say little about its latency
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class _Path:
     def priced(self) -> Priced:
         return Priced(self.last["choice"], self.last["cost"])
 
+    def new(self, choices: list[Choice]) -> list[Choice]:
+        """Those that the path has not been at: what is guessed changes, and would lead round in circles."""
+        been = [record["choice"] for _, record in self.nets]
+        return [choice for choice in choices if choice not in been]
+
 
 class _Walk:
     """The steps from the base on."""
@@ -151,6 +158,7 @@ class _Walk:
     ) -> None:
         self.steps, self.evaluate, self.pricing = steps, evaluate, evaluate.pricing
         self.base, self.target, self.settings = base, target, settings
+        self.measured: list[Record] = []  # in all steps so far, whoever measured them and when
         self.ended: list[tuple[str, _Path]] = []
 
     def run(self) -> tuple[str, _Path]:
@@ -159,12 +167,13 @@ class _Walk:
         course = self._course(start)
         paths, step, stage = [_Path(((0, start),))], 1, 1
         while paths := self._not_arrived(paths, course):
-            proposals = [course.proposals(path.priced, stage) for path in paths]
+            self._learn(paths)
+            proposals = [path.new(course.proposals(path.priced, stage)) for path in paths]
             candidates = unique([choice for each in proposals for choice in each])
             if candidates and step > (self.settings.steps or math.inf):
                 self.ended += [("steps", path) for path in paths]
                 break
-            found = self._measure(step, candidates, lambda cost: course.accepts(cost, stage))  # noqa: B023
+            found = self._measure(step, candidates, lambda _, cost: course.accepts(cost, stage))  # noqa: B023
             taken = [[each for each in found if each["choice"] in choices] for choices in proposals]
             paths = self._follow(paths, taken, course, step, stage)
             step, stage = step + bool(candidates), min(stage + 1, course.stages)
@@ -178,26 +187,39 @@ class _Walk:
             for (_, last), (step, record) in zip(before, path.nets)
         ]
 
-    def _measure(
-        self, step: int, choices: list[Choice], wanted: Callable[[float], bool] = lambda cost: True
-    ) -> list[Record]:
-        """The records of a step's nets, in their order; those whose cost is not wanted have no score."""
+    def _measure(self, step: int, choices: list[Choice], wanted: Callable[[Choice, float], bool]) -> list[Record]:
+        """The records of a step's nets, in their order; those that are not wanted at their cost have no score."""
         search, trial_of = self.steps.search, self.evaluate.trial
-        trials = self.steps.run(step, choices, lambda trial, each: [value(trial_of(search, trial, each, wanted))])
-        return [trial.user_attrs[NET] for trial in trials]
+
+        def measure(trial: optuna.Trial, choice: Choice) -> list[float]:
+            return [value(trial_of(search, trial, choice, lambda cost: wanted(choice, cost)))]
+
+        found = [trial.user_attrs[NET] for trial in self.steps.run(step, choices, measure)]
+        self.measured += found
+        return found
 
     def _start(self) -> Record:
-        """The base, measured; refuses a budget that no net meets."""
-        timed = self.pricing.timing is not None and self.target.value is not None
-        smallest = extreme(self.pricing.space, self.base, self._macs) if timed else self.base
-        base, *others = self._measure(0, unique([self.base, smallest]))
+        """The base, measured and scored; refuses a budget that no net meets."""
+        timed, wanted = self.pricing.timing is not None, self.target.value
+        if wanted is not None and not timed:
+            check_counted(self.pricing, self.base)
+        smallest = [ends(self.pricing, self.base)[0]] if timed and wanted is not None else []
+        # Where a step has only pairs to look at, what single factors do to the latency must be known before.
+        net = Priced(self.base, 1.0)
+        others = Moves(self.pricing, net).trials(net) if timed and wanted is None else []
+        nets = unique([self.base, *smallest, *others])
+        base, *others = self._measure(0, nets, lambda choice, _: choice == self.base)
         if base["score"] is None:
             raise ValueError(f"the base has no {self.evaluate.oracle.name}; scaling needs a base that can be scored")
-        if timed:
-            self._check_reach([base, *others][-1]["cost"], math.inf)
-        elif self.target.value is not None:
-            self._check_reach(*(self._exact_extreme(largest) for largest in (False, True)))
+        if smallest:
+            check_reach(self.pricing, smallest[0], [base, *others][-1]["cost"])
         return base
+
+    def _learn(self, paths: list[_Path]) -> None:
+        """Let nets that cost about as much as those of the paths improve what is guessed of others."""
+        costs = [path.last["cost"] for path in paths]
+        near = [net for net in self.measured if any(1 / _NEAR < net["cost"] / cost < _NEAR for cost in costs)]
+        self.pricing.learn(near)
 
     def _course(self, start: Record) -> Course:
         base, wanted = Priced(self.base, start["cost"]), self.target.value
@@ -236,20 +258,3 @@ class _Walk:
 
     def _worth(self, record: Record) -> float:
         return self.evaluate.oracle.worth(record["score"])
-
-    def _macs(self, choice: Choice) -> float:
-        return self.pricing.counted(choice)["macs"]
-
-    def _exact_extreme(self, largest: bool) -> float:
-        def cost(choice: Choice) -> float:
-            return self.pricing.counted(choice)[self.target.name]
-
-        return cost(extreme(self.pricing.space, self.base, cost, largest))
-
-    def _check_reach(self, low: float, high: float) -> None:
-        wanted, tolerance, unit = self.target.value, 1 + self.target.tolerance, UNITS[self.target.name]
-        if wanted * tolerance < low or wanted / tolerance > high:
-            reach = f"from {low:.4g}" + (f" to {high:.4g}" if high < math.inf else " on")
-            raise ValueError(
-                f"budget is {wanted:g} {unit}; the nets of space {self.pricing.space.name!r} reach {reach}"
-            )

@@ -1,21 +1,22 @@
 """What the points of a space cost: MACs and parameters, or milliseconds on this device in this runtime."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import costs
 from ..checks import check_choice
-from ..costs import LatencyCache, LatencySetting, ViTShape
+from ..costs import LatencyCache, LatencySetting
 from ..costs.latency_record import hardware_name, versions
 from ..costs.runtimes import PACKAGES
-from .measuring import build_net, count_costs, input_shape
+from .measuring import build_net, input_shape
+from .scaling_formulas import count
+from .scaling_guess import LatencyGuess
 from .space import Choice, Space
 from .templates import fill
 
 UNITS = {"macs": "multiply-accumulates", "params": "parameters", "latency": "seconds"}
-_SHAPE = {"depth", "num_heads", "head_dim", "mlp_ratio", "img_size", "patch_size", "embed_dim"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Timing:
             raise ValueError(f"seconds is {self.seconds!r}; it must be positive")
         if self.setting.clock != "wall":
             raise ValueError(f"clock is {self.setting.clock!r}; scaling measures by 'wall'")
+        if self.setting.step != "forward":
+            raise ValueError(f"step is {self.setting.step!r}; scaling measures 'forward'")
 
     def measure(self, model: str, arguments: Mapping[str, Any]) -> dict[str, float]:
         """Seconds for one batch: the median as "cost", with "p10", "p90" and "drift"."""
@@ -106,6 +109,7 @@ class Pricing:
         self.space, self.target = space, target
         self.timing = (timing or Timing()) if target.name == "latency" else None
         self._counted: dict[tuple[Any, ...], dict[str, int]] = {}
+        self._guess = LatencyGuess()
 
     def counted(self, choice: Choice) -> dict[str, int]:
         """MACs of one image and parameters; the point may break constraints."""
@@ -115,11 +119,24 @@ class Pricing:
             self._counted[key] = count(self.space.model, arguments)
         return self._counted[key]
 
+    def learn(self, nets: Sequence[Mapping[str, Any]]) -> None:
+        """Let measured nets, with "choice", "macs" and "cost", improve what is guessed."""
+        if self.timing is not None:
+            self._guess.learn(nets)
+
     def guess(self, choice: Choice, known: Choice, cost: float) -> float:
-        """What a point costs: exact where it is counted, else from another's seconds by the ratio of their MACs."""
+        """What a point costs: exact where it is counted, else from another's seconds, MACs, and what was learnt.
+
+        NaN where the point breaks a constraint without which there is no such net: widths of a PiT that do not chain.
+        """
+        try:
+            counted = self.counted(choice)
+        except ValueError:
+            return math.nan
         if self.timing is None:
-            return self.counted(choice)[self.target.name]
-        return cost * self.counted(choice)["macs"] / self.counted(known)["macs"]
+            return counted[self.target.name]
+        macs = counted["macs"] / self.counted(known)["macs"]
+        return cost * macs * self._guess.ratio(choice, known)
 
     def measure(self, choice: Choice) -> dict[str, float]:
         """Parameters, MACs, and "cost", what is limited."""
@@ -131,14 +148,3 @@ class Pricing:
     def record(self) -> dict[str, Any]:
         """What costs depend on, as JSON can hold it."""
         return {"budget": self.target.name, **({} if self.timing is None else self.timing.record())}
-
-
-def count(model: str, arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Parameters and MACs of one image: by formula for plain shapes of ``scaled_vit``, else counted on the model."""
-    if model != "scaled_vit" or not _SHAPE - {"embed_dim"} <= set(arguments) <= _SHAPE | {"in_chans", "num_classes"}:
-        return count_costs(model, arguments)
-    given = dict(arguments)
-    depth, heads, ratio = given.pop("depth"), given.pop("num_heads"), given.pop("mlp_ratio")
-    width = given.pop("embed_dim", None) or heads * given["head_dim"]
-    shape = ViTShape([heads] * depth, [ratio] * depth, width, **given)
-    return {"params": shape.params, "macs": shape.macs}

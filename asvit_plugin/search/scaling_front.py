@@ -14,7 +14,7 @@ from .sampling import SAMPLERS, OptunaSampler, suggest
 from .scaling_costs import UNITS, Pricing, Target, Timing
 from .scaling_nets import Evaluation, Record, ScaledNet, plain_records, value
 from .scaling_oracle import Oracle, proxy_oracle
-from .scaling_space import extreme
+from .scaling_reach import check_counted, ends
 from .space import Choice, Space
 from .study import open_study
 
@@ -126,13 +126,9 @@ class _Affordable:
     def __init__(self, pricing: Pricing, base: Choice) -> None:
         self._pricing, self._space, target = pricing, pricing.space, pricing.target
         self.most = math.inf if target.value is None else target.value * (1 + target.tolerance)
-        self._cheapest = extreme(self._space, base, self._cost)
+        self._cheapest, _ = ends(pricing, base)
         if pricing.timing is None and self._cost(self._cheapest) > self.most:
-            reach = [self._cost(extreme(self._space, base, self._cost, largest)) for largest in (False, True)]
-            raise ValueError(
-                f"budget is {target.value:g} {UNITS[target.name]}; the nets of space {self._space.name!r} reach from "
-                f"{reach[0]:.4g} to {reach[1]:.4g}"
-            )
+            check_counted(pricing, base)
 
     def allows(self, choice: Choice) -> bool:
         """Whether a choice of known values is one."""

@@ -12,6 +12,8 @@ from itertools import permutations
 from .scaling_costs import Pricing
 from .space import Choice
 
+_FAR = math.log(1.5)
+
 
 @dataclass(frozen=True)
 class Priced:
@@ -37,6 +39,17 @@ class Moves:
     def progress(self, cost: float) -> float:
         """How far a cost is from the base's."""
         return self.sign * math.log(cost / self.base.cost)
+
+    def trials(self, net: Priced) -> list[Choice]:
+        """For each factor a change to cheaper and one to dearer nets, so far that it tells what the factor costs."""
+        found = []
+        for factor in self.factors:
+            allowed = [each for each in self._changed(net.choice, factor) if self.space.allows(each)]
+            there = [(self._guess(each, net) - self.progress(net.cost), each) for each in allowed]
+            for sign in (-1, 1):
+                side = [each for each in there if sign * each[0] > 0]
+                found += [min(side, key=lambda each: abs(abs(each[0]) - _FAR))[1]] if side else []
+        return found
 
     def single(self, net: Priced, limit: float) -> list[Choice]:
         """For each factor the farthest change that is not beyond a limit; where costs are guessed, the nearest too."""

@@ -1,38 +1,38 @@
-"""Spaces of scaling factors: a plain ViT, and what its depth, widths, ratio, image and patch may become around it."""
+"""Spaces of scaling factors: what a net's depths, widths, ratios, image and patch may become around it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from ..checks import check_choice
 from .expressions import Expression
+from .scaling_families import Factors, factors_of
 from .space import Choice, Space
+from .templates import fill
 
-FACTORS = ("depth", "num_heads", "head_dim", "mlp_ratio", "img_size", "patch_size")
-_DEIT = {"depth": 12, "num_heads": 3, "head_dim": 64, "mlp_ratio": 4, "img_size": 224, "patch_size": 16}
-BASES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "deit_tiny": MappingProxyType(_DEIT),
-        "deit_small": MappingProxyType(_DEIT | {"num_heads": 6}),
-        "deit_base": MappingProxyType(_DEIT | {"num_heads": 12}),
-    }
-)
-_PATCHES = (0.5, 0.875, 1, 1.75, 2)  # of the base's patch, where that is whole: 8, 14, 16, 28, 32 for 16
+_HOLE = re.compile(r"\{([^{}]*)\}")
 
 
 def factor_space(
-    base: Mapping[str, Any], factors: Mapping[str, Sequence[float] | None] | None = None, name: str = "scaling"
+    base: Mapping[str, Any],
+    factors: Mapping[str, Sequence[float] | None] | None = None,
+    name: str = "scaling",
+    model: str = "scaled_vit",
 ) -> Space:
-    """The space of scaling factors around a ``scaled_vit``.
+    """The space of scaling factors around a net.
+
+    A decision is called as its factor, or FACTOR_STAGE with stages from 1 where each stage of a pyramid has its own.
 
     Args:
-        base: Its arguments; the factors that it leaves out are DeiT-Tiny's. What is no factor stays as it is.
+        base: Its arguments; of shapes that it leaves out DeiT-Tiny's, PiT-Ti's, or the published seed of As-ViT. What
+            is no factor stays as it is.
         factors: Choices of each factor that may change, which the base's value joins; None instead of the choices for
-            a grid around the base's value, up to twice of it. By default all six factors with their grids.
+            a grid around the base's value, up to twice of it. A factor of a pyramid stands for all its stages. By
+            default all factors with their grids.
         name: Name of the space.
+        model: "scaled_vit", "scaled_pit" or "as_vit".
 
     Returns:
         A space with a decision for each factor that may change, of which :func:`base_choice` is a point where the
@@ -41,22 +41,16 @@ def factor_space(
     Raises:
         ValueError: for an unknown factor, and a value of a factor that is no positive number or not whole.
     """
-    shape = {**_DEIT, **base}
-    for factor in factors or {}:
-        check_choice("factors", factor, FACTORS)
-    chosen = dict.fromkeys(FACTORS) if factors is None else dict(factors)
-    for factor in FACTORS:
-        for value in (shape[factor], *(chosen.get(factor) or ())):
-            _check_value(factor, value)
-    decisions = {
-        factor: tuple(sorted({shape[factor], *(_grid(factor, shape) if chosen[factor] is None else chosen[factor])}))
-        for factor in FACTORS
-        if factor in chosen
-    }
-    fits = " % ".join(each if each in decisions else str(shape[each]) for each in ("img_size", "patch_size"))
-    tied = {"img_size", "patch_size"} & set(decisions)
-    template = shape | {factor: f"{{{factor}}}" for factor in decisions}
-    return Space(name, "scaled_vit", decisions, template, (f"{fits} == 0",) if tied else ())
+    around = factors_of(model, base)
+    chosen = dict.fromkeys(around.values) if factors is None else _spread(around, factors)
+    for decision, value in around.values.items():
+        for each in (value, *(chosen.get(decision) or ())):
+            around.check(decision, each)
+    grids = {each: around.grids[each] if chosen[each] is None else chosen[each] for each in chosen}
+    decisions = {each: tuple(sorted({value, *grids[each]})) for each, value in around.values.items() if each in chosen}
+    fixed = {each: value for each, value in around.values.items() if each not in chosen}
+    template = {key: _bind(node, fixed) for key, node in around.template.items()}
+    return Space(name, model, decisions, template, tuple(_rules(around, fixed)))
 
 
 def base_choice(space: Space, base: Mapping[str, Any]) -> Choice:
@@ -65,7 +59,8 @@ def base_choice(space: Space, base: Mapping[str, Any]) -> Choice:
     Raises:
         ValueError: The base breaks a constraint of the space.
     """
-    choice = {name: {**_DEIT, **base}[name] for name in space.decisions}
+    values = factors_of(space.model, base).values
+    choice = {name: values[name] for name in space.decisions}
     space.check(choice)
     return choice
 
@@ -85,41 +80,52 @@ def space_yaml(space: Space) -> str:
 def extreme(space: Space, start: Choice, cost: Callable[[Choice], float], largest: bool = False) -> Choice:
     """The cheapest point of a space, or the dearest.
 
-    Decisions that no constraint ties are looked at one by one, which is exact where each alone makes nets dearer or
-    cheaper whatever the others are, as scaling factors do.
+    Decisions are looked at one by one, and together those that constraints tie, until none makes a difference: exact
+    where each makes nets dearer or cheaper whatever the others are, as scaling factors do.
     """
     pick = max if largest else min
-    tied = sorted(set().union(*(Expression(each).names for each in space.constraints)))
-    best = dict(start)
-    for name in space.decisions:
-        if name not in tied:
-            best[name] = pick(space.decisions[name], key=lambda value: cost({**best, name: value}))
-    points = [{**best, **dict(zip(tied, values))} for values in product(*(space.decisions[name] for name in tied))]
-    return pick(filter(space.allows, points), key=cost)
+    best, before = dict(start), None
+    while before is None or cost(best) != cost(before):
+        before = best
+        for names in _tied(space):
+            values = product(*(space.decisions[name] for name in names))
+            points = ({**best, **dict(zip(names, each))} for each in values)
+            best = pick(filter(space.allows, points), key=cost)
+    return best
 
 
-def _check_value(factor: str, value: Any) -> None:
-    whole = factor != "mlp_ratio"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
-        kind = "whole number of at least 1" if whole else "positive number"
-        raise ValueError(f"{factor} is {value!r}; as a scaling factor it must be a {kind}")
+def _tied(space: Space) -> list[list[str]]:
+    """Decisions that constraints tie together, directly or through others; most stand alone."""
+    groups = [{name} for name in space.decisions]
+    for constraint in map(Expression, space.constraints):
+        joined = [each for each in groups if each & constraint.names]
+        groups = [each for each in groups if each not in joined] + [set().union(*joined)]
+    return [[name for name in space.decisions if name in each] for each in groups]
 
 
-def _grid(factor: str, shape: Mapping[str, Any]) -> list[float]:
-    """Values around the base's: from a third of depth and heads, else from half, to twice."""
-    value, patch = shape[factor], shape["patch_size"]
-    if factor == "patch_size":
-        return [int(each * value) for each in _PATCHES if each * value == int(each * value)]
-    if factor == "img_size":
-        return [side * patch for side in _steps(value // patch, max(value // patch // 14, 1), 2)]
-    if factor == "mlp_ratio":
-        ratios = [value * quarters / 4 for quarters in range(2, 9)]
-        return [int(each) if each == int(each) else each for each in ratios]
-    fineness, fraction = (8, 2) if factor == "head_dim" else (6, 3)
-    return _steps(value, max(value // fineness, 1), fraction)
+def _spread(around: Factors, factors: Mapping[str, Sequence[float] | None]) -> dict[str, Sequence[float] | None]:
+    """Choices by decision; what is said of a stage's own counts more than what is said of all."""
+    named = [(decision, name) for name in factors for decision in around.decisions_of(name)]
+    named.sort(key=lambda each: each[0] == each[1])
+    return {decision: factors[name] for decision, name in named}
 
 
-def _steps(value: int, step: int, fraction: int) -> list[int]:
-    """Whole numbers so many steps from a value, from its fraction to twice the value."""
-    down = (value - max(value / fraction, 1)) // step if value > 1 else 0
-    return list(range(value - int(down) * step, 2 * value + 1, step))
+def _rules(around: Factors, fixed: Mapping[str, float]) -> list[str]:
+    """The constraints that decisions are left in, with the others' values."""
+    found = []
+    for rule in around.constraints:
+        names = set(_HOLE.findall(rule))
+        if names - set(fixed):
+            found.append(_HOLE.sub(lambda hole: str(fixed.get(hole[1], hole[1])), rule))
+    return found
+
+
+def _bind(node: Any, fixed: Mapping[str, float]) -> Any:
+    """A template with the values of what is fixed; holes of what is not stay."""
+    if isinstance(node, list):
+        return [_bind(each, fixed) for each in node]
+    if not isinstance(node, str):
+        return node
+    if _HOLE.fullmatch(node):
+        return fill(node, fixed) if Expression(node[1:-1]).names <= set(fixed) else node
+    return _HOLE.sub(lambda hole: str(fixed.get(hole[1], hole[0])), node)

@@ -9,12 +9,13 @@ import optuna
 import pytest
 
 from asvit_plugin.search.scaling_costs import Target, Timing
+from asvit_plugin.search.scaling_families import DEIT_TINY
 from asvit_plugin.search.scaling_front import Front, FrontSettings, scale_front
 from asvit_plugin.search.scaling_oracle import Oracle
-from asvit_plugin.search.scaling_space import BASES, base_choice, factor_space
+from asvit_plugin.search.scaling_space import base_choice, factor_space
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-TINY = dict(BASES["deit_tiny"])
+TINY = dict(DEIT_TINY)
 SPACE = factor_space(TINY, {"depth": None, "num_heads": None, "img_size": (160, 224, 288)})
 FEW, TO = FrontSettings(steps=60), Target("macs", 2.5e9)
 

@@ -6,17 +6,19 @@ from typing import Any
 import pytest
 
 from asvit_plugin.costs import LatencyCache, LatencySetting
-from asvit_plugin.search.scaling_costs import Pricing, Target, Timing, count
-from asvit_plugin.search.scaling_space import BASES, FACTORS, base_choice, extreme, factor_space, space_yaml
+from asvit_plugin.search.scaling_costs import Pricing, Target, Timing
+from asvit_plugin.search.scaling_families import DEIT_TINY
+from asvit_plugin.search.scaling_formulas import count
+from asvit_plugin.search.scaling_space import base_choice, extreme, factor_space, space_yaml
 from asvit_plugin.search.space_schema import parse_space
 
-TINY = dict(BASES["deit_tiny"])
+TINY = dict(DEIT_TINY)
 SMALL = {"depth": 2, "num_heads": 2, "head_dim": 8, "mlp_ratio": 2, "img_size": 32, "patch_size": 8}
 
 
 def test_a_grid_around_deit() -> None:
     space = factor_space(TINY)
-    assert tuple(space.decisions) == FACTORS
+    assert list(space.decisions) == list(TINY)
     assert space.decisions["num_heads"] == (1, 2, 3, 4, 5, 6)
     assert space.decisions["patch_size"] == (8, 14, 16, 28, 32)
     assert {224, 256, 288, 320} < set(space.decisions["img_size"])
@@ -63,7 +65,7 @@ def test_refuses_spaces(base: dict[str, Any], factors: Any, message: str) -> Non
 
 def test_costs_of_deit_are_the_published_ones() -> None:
     assert count("scaled_vit", TINY) == {"params": 5_717_416, "macs": 1_253_683_200}
-    small = count("scaled_vit", dict(BASES["deit_small"]))
+    small = count("scaled_vit", {**TINY, "num_heads": 6})
     assert (round(small["params"] / 1e6, 2), round(small["macs"] / 1e9, 2)) == (22.05, 4.6)
 
 

@@ -101,7 +101,7 @@ def test_a_table_as_the_oracle(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--to", "10"], "budget is 10 multiply-accumulates; the nets of space 'scaling' reach from"),
-        (["--to", "1e6", "--base", "deit_giant"], "--base has 'deit_giant'; it must be one of deit_tiny, deit_small"),
+        (["--to", "1e6", "--base", "deit_giant"], "base is 'deit_giant'; it must be one of deit_tiny, deit_small"),
         (["--to", "1e6", "--base", "depth=x"], "depth is 'x'; as a scaling factor it must be a whole number"),
         (["--to", "1e6", "--base", "num_classes=3"], "--base: 'num_classes' cannot be set there"),
         (["--to", "1e6", "--factors", "width"], "factors is 'width'; it must be one of 'depth', 'num_heads'"),
