@@ -18,6 +18,7 @@ class ViTShape:
         patch_size: Side of a patch in pixels; the image is padded to a multiple of it.
         in_chans: Image channels.
         num_classes: Classes.
+        token_stride: The blocks see every so many-th row and column of the patches.
     """
 
     num_heads: Sequence[int]
@@ -28,6 +29,7 @@ class ViTShape:
     patch_size: int = 16
     in_chans: int = 3
     num_classes: int = 1000
+    token_stride: int = 1
 
     @property
     def num_patches(self) -> int:
@@ -37,7 +39,8 @@ class ViTShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image, equal to the counted ones."""
-        tokens, dim = self.num_patches + 1, self.embed_dim
+        side = -(-self.img_size // self.patch_size)
+        tokens, dim = (-(-side // self.token_stride)) ** 2 + 1, self.embed_dim
         total = self.num_patches * self.in_chans * self.patch_size**2 * dim + dim * self.num_classes
         for heads, ratio in zip(self.num_heads, self.mlp_ratio):
             total += block_macs(tokens, dim, heads * self.head_dim, int(dim * ratio))

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
-from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models import VisionTransformer, checkpoint, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import nn
 
+from .._timm_private import feature_take_indices
+from ..checks import check_choice
 from ._build import build_model, check_img_size, imagenet_cfg, require_full_cover
 
 
@@ -80,6 +82,112 @@ class ScaledViT(VisionTransformer):
         return super().no_weight_decay() & {name for name, _ in self.named_parameters()}
 
 
+class StridedViT(ScaledViT):
+    """A scaled ViT whose blocks see every s-th row and column of the tokens only.
+
+    Behind the position embedding the grid of tokens is sub-sampled; behind the blocks every token is copied back to the
+    places that it stands for. So features keep the whole grid, and blocks cost about 1 / s^2.
+
+    Args:
+        token_stride: The s.
+        kwargs: Arguments of :class:`ScaledViT`; ``patch_drop_rate`` is not among them, as a grid with holes cannot be
+            sub-sampled.
+
+    Raises:
+        ValueError: as :class:`ScaledViT`, and for a stride that is no whole number of at least 1.
+    """
+
+    def __init__(self, token_stride: int = 2, **kwargs: Any) -> None:
+        if not isinstance(token_stride, int) or isinstance(token_stride, bool) or token_stride < 1:
+            raise ValueError(f"token_stride is {token_stride!r}; it must be a whole number of at least 1")
+        if kwargs.get("patch_drop_rate"):
+            raise ValueError(f"patch_drop_rate is {kwargs['patch_drop_rate']!r}; it must be 0 with a token_stride")
+        super().__init__(**kwargs)
+        self.token_stride = token_stride
+
+    def _grid(self, x: torch.Tensor) -> tuple[int, int]:
+        """Tokens (height, width) of images (B, C, H, W)."""
+        return self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
+
+    def _sampled(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to what the blocks read."""
+        grid = self._grid(x)
+        tokens = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        return sample_tokens(tokens, grid, self.token_stride, self.num_prefix_tokens)
+
+    def forward_features(
+        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
+    ) -> torch.Tensor:
+        """Images (B, C, H, W) to normed tokens of the whole grid, (B, T + H' W', C); masks are for sampled tokens."""
+        grid = self._grid(x)
+        x = self._sampled(x)
+        if attn_mask is not None or is_causal:
+            for block in self.blocks:
+                x = block(x, attn_mask=attn_mask, is_causal=is_causal)
+        elif self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(spread_tokens(x, grid, self.token_stride, self.num_prefix_tokens))
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """As timm's ViT, with tokens of the whole grid; masks are for sampled tokens."""
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        grid, prefix = self._grid(x), self.num_prefix_tokens
+        x = self._sampled(x)
+        features, prefixes = [], []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            if attn_mask is not None or is_causal:
+                x = block(x, attn_mask=attn_mask, is_causal=is_causal)
+            else:
+                x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            if i in taken:
+                whole = spread_tokens(x, grid, self.token_stride, prefix)
+                whole = self.norm(whole) if norm else whole
+                patches = whole[:, prefix:]
+                features.append(patches.mT.unflatten(2, grid).contiguous() if output_fmt == "NCHW" else patches)
+                prefixes.append(whole[:, :prefix])
+        final = None if intermediates_only else self.norm(spread_tokens(x, grid, self.token_stride, prefix))
+        if output_dict:
+            found = {"image_intermediates": features}
+            found |= {"image_intermediates_prefix": prefixes} if prefix and return_prefix_tokens else {}
+            return found | ({} if final is None else {"image_features": final})
+        if return_prefix_tokens and prefix:
+            features = list(zip(features, prefixes))
+        return features if final is None else (final, features)
+
+
+def sample_tokens(x: torch.Tensor, grid: tuple[int, int], stride: int, num_prefix: int) -> torch.Tensor:
+    """Prefix tokens, and every ``stride``-th row and column of the others: (B, T + H W, C) to (B, T + h w, C)."""
+    if stride == 1:
+        return x
+    patches = x[:, num_prefix:].unflatten(1, (grid[0], grid[1]))[:, ::stride, ::stride].flatten(1, 2)
+    return torch.cat([x[:, :num_prefix], patches], dim=1)
+
+
+def spread_tokens(x: torch.Tensor, grid: tuple[int, int], stride: int, num_prefix: int) -> torch.Tensor:
+    """The way back: every token to the places of the grid (H, W) that were left out behind it."""
+    if stride == 1:
+        return x
+    rows, columns = (grid[0] + stride - 1) // stride, (grid[1] + stride - 1) // stride
+    patches = x[:, num_prefix:].unflatten(1, (rows, columns))
+    patches = patches.repeat_interleave(stride, 1).repeat_interleave(stride, 2)[:, : grid[0], : grid[1]]
+    return torch.cat([x[:, :num_prefix], patches.flatten(1, 2)], dim=1)
+
+
 def _attention_kwargs(block_kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("dim", "qkv_bias", "qk_norm", "proj_bias", "attn_drop", "proj_drop", "norm_layer", "device", "dtype")
     return {**{name: block_kwargs[name] for name in names}, "scale_norm": block_kwargs["scale_attn_norm"]}
@@ -116,10 +224,13 @@ default_cfgs = generate_default_cfgs(
 def scaled_vit(pretrained: bool = False, **kwargs: Any) -> ScaledViT:
     """A plain ViT of any shape: ``depth, embed_dim, num_heads, head_dim, mlp_ratio, img_size, patch_size``.
 
-    The default is DeiT-Tiny's shape: 5,717,416 parameters, 1.25 GMACs at 224.
+    The default is DeiT-Tiny's shape: 5,717,416 parameters, 1.25 GMACs at 224. With ``token_stride=s`` the blocks see
+    every s-th row and column of the tokens (:class:`StridedViT`).
     """
+    if kwargs.get("token_stride") in (None, 1):
+        kwargs.pop("token_stride", None)
     return build_model(
-        ScaledViT,
+        StridedViT if "token_stride" in kwargs else ScaledViT,
         "scaled_vit",
         pretrained,
         out_indices=kwargs.pop("out_indices", 3),

@@ -39,7 +39,7 @@ def slice_weights(tensors: Mapping[str, torch.Tensor], largest: NetworkDef, net:
             target, widths = name, ()  # the inside of a stem is the same in all nets
         else:
             continue  # of a block that the net does not have
-        sliced[target] = _leading_qkv(tensor, widths) if owner.endswith("qkv") else _leading(tensor, widths)
+        sliced[target] = leading_qkv(tensor, widths) if owner.endswith("qkv") else leading(tensor, widths)
     return sliced
 
 
@@ -84,7 +84,7 @@ def blocks_left(largest: NetworkDef, net: NetworkDef, stage: int) -> list[tuple[
     return [(index, block) for index, block in enumerate(existing) if block.exists]
 
 
-def _leading(tensor: torch.Tensor, widths: _Widths) -> torch.Tensor:
+def leading(tensor: torch.Tensor, widths: _Widths) -> torch.Tensor:
     """The first ``widths`` of the first dimensions, as many as the tensor has."""
     for dim, (width, size) in enumerate(zip(widths, tensor.shape)):
         if width is not None and width < size:
@@ -92,9 +92,9 @@ def _leading(tensor: torch.Tensor, widths: _Widths) -> torch.Tensor:
     return tensor
 
 
-def _leading_qkv(tensor: torch.Tensor, widths: _Widths) -> torch.Tensor:
+def leading_qkv(tensor: torch.Tensor, widths: _Widths) -> torch.Tensor:
     """The same for queries, keys and values, which lie one behind the other along the first dimension."""
-    return _leading(tensor.unflatten(0, (3, -1)), (None, *widths)).flatten(0, 1)
+    return leading(tensor.unflatten(0, (3, -1)), (None, *widths)).flatten(0, 1)
 
 
 def sliced_net(supernet: ViTResNAS, largest: NetworkDef, net: NetworkDef) -> ViTResNAS:

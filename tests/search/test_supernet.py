@@ -395,7 +395,7 @@ def test_these_tests_would_notice_heads_taken_from_the_front_of_qkv(monkeypatch:
     def naive(tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
         return tensor[: 3 * widths[0], : widths[1]] if tensor.ndim == 2 else tensor[: 3 * widths[0]]
 
-    monkeypatch.setattr("asvit_plugin.search.supernet_slices._leading_qkv", naive)
+    monkeypatch.setattr("asvit_plugin.search.supernet_slices.leading_qkv", naive)
     with pytest.raises(AssertionError, match="the output is off by"):
         test_every_example_is_computed_by_its_net("plain", "masks", torch.float32)
 

@@ -78,7 +78,7 @@ def test_a_peer_that_failed_leaves_ratios_open() -> None:
 
 def test_a_page_says_what_was_measured_and_how() -> None:
     text = "\n".join(lines_of(CONTENT))
-    for part in ("AMD EPYC", "1 threads on 2 cores (AVX512)", "torch 2.15.0", "float32, wall time", "3 s in 9 turns"):
+    for part in ("AMD EPYC", "1 thread on 2 cores (AVX512)", "torch 2.15.0", "float32, wall time", "3 s in 9 turns"):
         assert part in text
     assert f"```sh\n{CONTENT['machine']['command']}\n```" in text
 

@@ -1,0 +1,70 @@
+"""Masks as gates weigh them: every channel by how much of the mixture keeps it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..models import NetworkDef
+from .gated_costs import Size, Table
+from .supernet_masks import ChannelMask
+
+
+class GatedMask(nn.Module):
+    """Gives a channel mask the weights of a mixture.
+
+    All nets keep the first channels, so the weights of an option with w channels are w ones and then zeros, and those
+    of a mixture are their weighted sum (Wan et al., arXiv 2004.05565): one vector, however many options there are.
+
+    Args:
+        mask: The mask.
+        kept: Channels that it keeps for every option ("branch": whether the block is there).
+        size: All channels of it; 1 for "branch".
+    """
+
+    def __init__(self, mask: ChannelMask, kept: Table, size: int) -> None:
+        super().__init__()
+        self.mask, self.kept, self.size = mask, kept, size
+        prefixes = torch.arange(size) < kept.values.reshape(-1, 1)
+        self.register_buffer("prefixes", prefixes.to(torch.get_default_dtype()), persistent=False)  # (options, C)
+
+    def mix(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take the weights of the gates, by decision, for the next batches."""
+        joint = self.prefixes.new_ones(1)
+        for name in self.kept.names:
+            joint = (joint[:, None] * weights[name].to(self.prefixes)).flatten()
+        channels = (joint[:, None] * self.prefixes).sum(0)  # not by a matrix product: autocast would round it
+        self.mask.weights = channels.squeeze(0) if self.mask.place == "branch" else channels
+
+    def fix(self, places: Mapping[str, int]) -> None:
+        """Take one net, given by the numbers of its options, for the next batches; no mask where it is whole."""
+        kept = int(self.kept.values[tuple(places[name] for name in self.kept.names)])
+        if kept == self.size:
+            self.mask.weights = None
+        elif self.mask.place == "branch":
+            self.mask.weights = self.prefixes.new_zeros(())
+        else:
+            self.mask.weights = (torch.arange(self.size, device=self.prefixes.device) < kept).to(self.prefixes)
+
+    def clear(self) -> None:
+        """Take no weights: the whole net is computed."""
+        self.mask.weights = None
+
+
+def gated_masks(masks: nn.ModuleList, tables: Mapping[Size, Table], largest: NetworkDef) -> nn.ModuleList:
+    """Gated masks for those that are installed in a net.
+
+    Args:
+        masks: The masks.
+        tables: Sizes of the space's nets by option.
+        largest: Definition of the net.
+    """
+    gated = nn.ModuleList()
+    for mask in masks:
+        what = "exists" if mask.place == "branch" else mask.place
+        kept = tables[what, mask.stage, mask.block]
+        if what == "heads":
+            kept = replace(kept, values=kept.values * largest.stages[mask.stage][mask.block].head_dim)
+        gated.append(GatedMask(mask, kept, 1 if what == "exists" else mask.kept(largest)))
+    return gated
