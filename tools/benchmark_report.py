@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from arguments import MISTAKES
 from benchmark_record import read_benchmark
+from benchmark_suite import GROUPS
 
 from asvit_plugin import list_models
 from asvit_plugin.atomic import write_atomically
@@ -82,7 +83,11 @@ def draw(content: dict[str, Any]) -> plt.Figure:
             for number, group in enumerate(groups):
                 for cell in _cells(content, group=group, step=step, runtime=runtime, img_size=size):
                     _dots(axis, cell["models"], f"C{number}", _MARKERS[number % len(_MARKERS)], ours)
+            axis.set_visible(axis.has_data())
             axis.set(xscale="log", yscale="log", title=f"{size} px, {step}, {runtime}", xlabel="GMACs")
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_formatter("{x:g}")
+                ticks.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
             axis.grid(alpha=0.3)
         line[0].set(ylabel="images/s")
     for number, group in enumerate(groups):
@@ -118,7 +123,10 @@ def _ways(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _values(content: dict[str, Any], field: str) -> list[Any]:
     values = dict.fromkeys(cell[field] for cell in content["cells"])
-    return sorted(values) if field == "img_size" else list(values)
+    known = list(GROUPS)
+    if field == "group":
+        return sorted(values, key=lambda name: known.index(name) if name in known else len(known))
+    return sorted(values)
 
 
 def _cells(content: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
