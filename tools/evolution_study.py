@@ -1,11 +1,12 @@
 """Weight-sharing search from end to end on handwritten digits: what it finds, and what its scores are worth.
 
-    python tools/evolution_study.py            # 12 minutes on 2 CPU cores; goes on where it was stopped
+    python tools/evolution_study.py            # under 20 minutes on 2 CPU cores; goes on where it was stopped
 
 Trains a supernet (classification/recipes/digits_supernet.yaml), evolves a net within a budget of MACs
-(tools/evolve.py), trains it from scratch, and beside it random nets of the same budget and the space's largest net.
-Then it trains random nets of all sizes, and compares what they reach with what they have by the supernet's weights.
-Finished, it writes a JSON file and a picture, and prints the tables of docs/supernet.md.
+(tools/evolve.py), and finds another by gates that learn beside the weights (tools/mask_search.py). It trains both from
+scratch, and beside them random nets of the same budget and the space's largest net. Then it trains random nets of all
+sizes, and compares what they reach with what they have by the supernet's weights. Finished, it writes a JSON file and a
+picture, and prints the tables of docs/supernet.md.
 """
 
 import argparse
@@ -29,17 +30,19 @@ from asvit_plugin.search import Budget, network_cost
 from asvit_plugin.search.budget import Affordable
 from asvit_plugin.search.space import Choice
 
+MASK_SEARCH = Path(__file__).with_name("mask_search.py")
 RECIPE = SCRIPTS / "recipes" / "digits_supernet.yaml"
-ALONE = ("evolved", "largest")  # groups of one net
+ALONE = ("evolved", "mask search", "largest")  # groups of one net
 IN_BUDGET = 4  # random nets
 EVOLUTION = ["--population", "100", "--parents", "20", "--mutations", "25", "--crossovers", "25", "--iterations", "9"]
+MASKS = ["--gate-passes", "4"]
 
 
 class Run(NamedTuple):
     """One net's training from scratch.
 
     Attributes:
-        group: "evolved", "largest", "random in budget", or "random" for nets of all sizes.
+        group: "evolved", "mask search", "largest", "random in budget", or "random" for nets of all sizes.
         number: Of the net in its group.
         seed: Of the training.
     """
@@ -79,34 +82,51 @@ def study(args: argparse.Namespace) -> None:
     checkpoint, evolved = args.output / "supernet" / "last.pth.tar", args.output / "evolved"
     evolve.main(["--supernet", str(checkpoint), "--budget", str(args.budget), "--output", str(evolved), *EVOLUTION])
     found = json.loads((evolved / "result.json").read_text())
+    searched = search_by_masks(args)
     supernet = open_run(checkpoint)
-    nets = choose(supernet, found["best"]["choice"], args)
+    best = {"evolved": found["best"]["choice"], "mask search": searched["best"]["choice"]}
+    nets = choose(supernet, best, args)
     runs = [Run(*net, seed) for net in nets for seed in range(args.seeds * (2 if net[0] in ALONE else 1))]
     print("training nets from scratch ...", flush=True)
     with tqdm(total=len(runs), unit="net") as bar, ThreadPoolExecutor(args.workers) as pool:
         for _ in pool.map(lambda run: train(supernet, nets[run[:2]], run, args), runs):
             bar.update()
+    own = {("mask search", 0): searched["best"]["top1"]}
+    history = torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
     results = {
         **run_record(),
         "budget": args.budget,
-        "supernet": torch.load(checkpoint, map_location="cpu", weights_only=True)["history"],
+        "supernet": history,
         "evolution": {
             "measuring_seconds": found["measuring_seconds"],
             "trials": [{key: trial[key] for key in ("macs", "params", "values")} for trial in found["trials"]],
         },
-        "nets": [record(supernet, nets[run[:2]], run, args) for run in runs],
+        "mask_search": {name: searched[name] for name in ("options", "best", "nets", "history")},
+        "search_seconds": {
+            "evolved": sum(epoch["seconds"] for epoch in history) + found["measuring_seconds"],
+            "mask search": searched["seconds"] + searched["judging_seconds"],
+        },
+        "nets": [record(supernet, nets[run[:2]], run, args, own.get(run[:2])) for run in runs],
     }
     write_json(args.results or args.output / "results.json", results)
     draw(results, args.picture or args.output / "results.png")
     print_tables(results)
 
 
-def choose(supernet: SupernetRun, best: Choice, args: argparse.Namespace) -> dict[tuple[str, int], Choice]:
+def search_by_masks(args: argparse.Namespace) -> dict[str, Any]:
+    """What tools/mask_search.py finds within the budget; a process of its own, as it is to be timed with one thread."""
+    print("searching by masks ...", flush=True)
+    place = ["--output", str(args.output), "--experiment", "masks"]
+    call(str(MASK_SEARCH), ["--config", str(RECIPE), "--macs", str(args.budget), *MASKS, *place])
+    return json.loads((args.output / "masks" / "result.json").read_text())
+
+
+def choose(supernet: SupernetRun, best: dict[str, Choice], args: argparse.Namespace) -> dict[tuple[str, int], Choice]:
     """The nets that are trained, by group and number; those of all sizes have MACs evenly over the space's."""
     networks = supernet.supernet.networks
     cost = network_cost(networks, "macs", supernet.supernet.img_size, supernet.supernet.in_chans)
     rng = np.random.default_rng(0)
-    nets = {("evolved", 0): best, ("largest", 0): networks.largest_choice()}
+    nets = {(group, 0): choice for group, choice in best.items()} | {("largest", 0): networks.largest_choice()}
     in_budget = Affordable(networks, Budget("macs", cost, args.budget))
     nets |= {("random in budget", number): in_budget.sample(rng) for number in range(IN_BUDGET)}
     limits = np.linspace(cost(networks.smallest_choice()), cost(networks.largest_choice()), args.nets + 2)[1:-1]
@@ -124,8 +144,13 @@ def train(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namesp
     call("train.py", ["--config", str(recipe), "--model-kwargs", net, *schedule, *place])
 
 
-def record(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    """What is kept of a net: its costs, and its top-1 by the supernet's weights and by its own after the last epoch."""
+def record(
+    supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Namespace, inherited: float | None
+) -> dict[str, Any]:
+    """What is kept of a net: its costs, and its top-1 by shared weights and by its own after the last epoch.
+
+    ``inherited`` is that by the weights that it was found with; None for the supernet's.
+    """
     whole = supernet.supernet
     net = whole.networks.network(choice)
     state = torch.load(args.output / run.name / "last.pth.tar", map_location="cpu", weights_only=True)
@@ -134,7 +159,7 @@ def record(supernet: SupernetRun, choice: Choice, run: Run, args: argparse.Names
         "network_def": str(net),
         "macs": network_macs(net, whole.img_size, whole.in_chans, whole.num_classes),
         "params": network_params(net, whole.img_size, whole.in_chans, whole.num_classes),
-        "inherited": supernet.top1(whole.extract(choice)),
+        "inherited": supernet.top1(whole.extract(choice)) if inherited is None else inherited,
         "trained": state["history"][-1]["top1"],
         "seconds": sum(epoch["seconds"] for epoch in state["history"]),
     }

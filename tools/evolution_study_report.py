@@ -21,6 +21,7 @@ from asvit_plugin.search.ranking import unbeaten
 Results = dict[str, Any]
 GROUPS = {
     "evolved": "evolved within the budget",
+    "mask search": "by mask search within the budget",
     "random in budget": "random nets of the same budget",
     "largest": "the largest net",
     "random": "random nets of all sizes",
@@ -34,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         results = json.loads(args.results.read_text())
-        results["nets"], results["evolution"]
+        results["nets"], results["evolution"], results["search_seconds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"argument results is {str(args.results)!r}: no file of evolution_study.py ({error})")
     if args.picture:
@@ -44,14 +45,16 @@ def main() -> None:
 
 def print_tables(results: Results) -> None:
     """Prints the nets' table, and how well inherited accuracies say which net is the better one."""
-    print("| | nets x seeds | MMACs | parameters | top-1 by the supernet's weights | top-1 trained from scratch |")
-    print("|---|---|---|---|---|---|")
+    print("| | search | nets x seeds | MMACs | parameters | top-1 by shared weights | top-1 trained from scratch |")
+    print("|---|---|---|---|---|---|---|")
     for group, title in GROUPS.items():
         rows = of_group(results, group)
+        seconds = results["search_seconds"].get(group)
+        search = "" if seconds is None else f"{seconds:.0f} s"
         counts = f"{len({row['number'] for row in rows})} x {len({row['seed'] for row in rows})}"
         costs = [_range([row["macs"] / 1e6 for row in rows]), _range([row["params"] / 1e3 for row in rows]) + " k"]
         values = [_spread([row[name] for row in rows]) for name in ("inherited", "trained")]
-        print(f"| {' | '.join([title, counts, *costs, *values])} |")
+        print(f"| {' | '.join([title, search, counts, *costs, *values])} |")
     tau, partial = rank_correlation(results)
     rows = of_group(results, "random")
     print(
@@ -83,7 +86,7 @@ def draw(results: Results, path: Path) -> None:
     trials = results["evolution"]["trials"]
     macs, values = [trial["macs"] / 1e6 for trial in trials], [trial["values"]["top1"] for trial in trials]
     axes[0].plot(macs, values, ".", ms=3, color="tab:gray", label="evolution, the supernet's weights")
-    for marker, (group, title) in zip("*sDo", GROUPS.items()):
+    for marker, (group, title) in zip("*PsDo", GROUPS.items()):
         rows = means(of_group(results, group))
         axes[0].plot([row["macs"] / 1e6 for row in rows], [row["trained"] for row in rows], marker, label=title)
         axes[1].plot([row["inherited"] for row in rows], [row["trained"] for row in rows], marker, label=title)
@@ -93,7 +96,7 @@ def draw(results: Results, path: Path) -> None:
     front = sorted((net["macs"] / 1e6, net["trained"]) for net in best)
     axes[0].step(*zip(*front), where="post", color="black", lw=0.8, label="Pareto front, trained from scratch")
     axes[0].set(xlabel="MACs of an image, millions", ylabel="top-1, %", xscale="log")
-    axes[1].set(xlabel="held-out top-1 by the supernet's weights, %", ylabel="test top-1, trained from scratch, %")
+    axes[1].set(xlabel="held-out top-1 by shared weights, %", ylabel="test top-1, trained from scratch, %")
     axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].xaxis.set_minor_formatter("{x:g}")
     axes[0].legend(fontsize=8)

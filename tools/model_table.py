@@ -8,7 +8,8 @@ import timm
 from asvit_plugin import list_models
 from asvit_plugin.costs import macs, params
 
-# ImageNet-1k top-1 in percent at the model's own size, and where it was read. Numbers without a source that can be checked stay out.
+# ImageNet-1k top-1 in percent at the model's own size, and where it was read. Numbers without a source that can be
+# checked stay out.
 _AS_VIT_SOURCE = "[As-ViT](https://arxiv.org/abs/2202.11921), as reprinted in DIMAP (ICLR 2024), table 2"
 _FBNETV2_SOURCE = "[mobile-vision](https://github.com/facebookresearch/mobile-vision), of its own weights"
 PUBLISHED = {

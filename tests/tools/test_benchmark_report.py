@@ -123,3 +123,12 @@ def test_mistakes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_pages_in_docs_are_what_their_files_give(path: Path) -> None:
     assert path.with_suffix(".md").read_text() == benchmark_report.page(read_benchmark(path), path.stem)
     assert path.with_suffix(".png").exists()
+
+
+def test_the_readme_shows_a_table_of_a_page() -> None:
+    docs = Path(__file__).parents[2]
+    readme = (docs / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if " to " in line and line.startswith("| `")]
+    page = (docs / "docs" / "benchmarks" / "suite_amd_epyc.md").read_text()
+    assert len(rows) > 5
+    assert all(row in page for row in rows)
