@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 
 from .scaling import Scaled
-from .scaling_costs import UNITS, Pricing, Target, Timing
+from .scaling_costs import Pricing, Target, Timing
 from .scaling_families import factor_of
 from .scaling_moves import describe
 from .scaling_nets import Record, ScaledNet
-from .scaling_space import extreme
+from .scaling_reach import check_counted
 from .scaling_strategy import Strategy, check_factor
 from .space import Choice, Space
 
@@ -54,7 +54,8 @@ def apply_strategy(
         raise ValueError(f"tries is {tries!r}; it must be a whole number of at least 1")
     space.check(base)
     curve, pricing = Curve(strategy, space, base), Pricing(space, target, timing)
-    _check_reach(pricing, base, target)
+    if pricing.timing is None:  # what latency can reach only measurements tell
+        check_counted(pricing, base)
     trials = [_measured(pricing, base, 0)]
     while not _meets(_off(trials[-1]["cost"], target), target) and len(trials) <= tries:
         near = _next(curve, pricing, target, trials)
@@ -170,22 +171,6 @@ def _by_sum(columns: Sequence[Sequence[float]]) -> Iterator[tuple[int, ...]]:
                 after = (*indices[:place], indices[place] + 1, *indices[place + 1 :])
                 total = math.fsum(column[index] for column, index in zip(columns, after))
                 heapq.heappush(queue, (total, after, place))
-
-
-def _check_reach(pricing: Pricing, base: Choice, target: Target) -> None:
-    """Refuse a counted budget that no net meets; what latency can reach only measurements tell."""
-    if pricing.timing is not None:
-        return
-
-    def cost(choice: Choice) -> float:
-        return pricing.counted(choice)[target.name]
-
-    low, high = (cost(extreme(pricing.space, base, cost, largest)) for largest in (False, True))
-    if not low / (1 + target.tolerance) <= target.value <= high * (1 + target.tolerance):
-        raise ValueError(
-            f"budget is {target.value:g} {UNITS[target.name]}; the nets of space {pricing.space.name!r} reach "
-            f"from {low:.4g} to {high:.4g}"
-        )
 
 
 def _measured(pricing: Pricing, choice: Choice, number: int) -> Record:
