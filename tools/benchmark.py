@@ -162,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     demand_positive(parser, args, "batch_size", "rounds", "threads")
     try:
         run(args)
+    except KeyError as error:
+        parser.error(f"{args.json} has a cell without {error}; give another file, or delete it")
     except MISTAKES as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:

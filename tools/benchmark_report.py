@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for path in args.files:
             write(path)
-    except MISTAKES as error:
-        parser.error(" ".join(str(error).split()))
+    except (KeyError, *MISTAKES) as error:
+        parser.error(" ".join(f"{path}: {error}".split()))
 
 
 if __name__ == "__main__":

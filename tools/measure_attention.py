@@ -78,7 +78,8 @@ def check(args: argparse.Namespace) -> None:
                 f"and would hold weights of {weights / 2**30:.1f} GiB"
             )
     if (args.table or attention_table_path()).exists():  # a broken file is refused before anything is timed
-        read_attention_timings(args.device, path=args.table)
+        for runtime in args.runtime:
+            read_attention_timings(args.device, runtime, args.table, args.dtype)
 
 
 def batch_size(tokens: int, args: argparse.Namespace) -> int:

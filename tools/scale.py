@@ -6,7 +6,7 @@
     python tools/scale.py --base deit_tiny --iso                                # at its own cost: this for that
     python tools/scale.py --base deit_tiny img_size=96 patch_size=8 --to 6e8 --factors depth head_dim=32,48,64 mlp_ratio
     python tools/scale.py --base deit_tiny --to 2.5e9 --sampler nsga2 --steps 200   # the trade-off of score and cost
-    python tools/scale.py --base deit_small --to 9e9 --strategy output/scale/strategy.json      # as that path went
+    python tools/scale.py --base deit_small --to 9e9 --strategy output/scale/strategy.json --output output/followed
     python tools/scale.py --base deit_tiny img_size=32 patch_size=4 depth=4 --to 3e7 --oracle trained   # digits
 
 The same command again goes on where it was stopped or killed; run several times at once it shares the nets of a step.
@@ -154,6 +154,10 @@ def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing 
     """The net that a strategy leads to, with the strategy."""
     if args.iso or args.sampler:
         raise ValueError("--strategy leads to a budget; leave --iso and --sampler out")
+    if (args.output / "study.db").exists():
+        raise ValueError(
+            f"--output is {str(args.output)!r}, which holds a path of its own; name another for --strategy"
+        )
     strategy = Strategy.load(args.strategy)
     here = purpose(target.name, timing and timing.record())
     if strategy.purpose != here:
@@ -163,10 +167,10 @@ def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing 
 
 def write_strategy(found: Scaled, target: Target, oracle: Oracle, timing: Timing | None, file: Path) -> None:
     """Writes the strategy of a path; where the path went nowhere, removes that of an earlier one."""
-    file.unlink(missing_ok=True)
     try:
         fit_strategy(found, target, oracle, timing).save(file)
     except ValueError as error:
+        file.unlink(missing_ok=True)
         print(f"no strategy: {error}")
 
 

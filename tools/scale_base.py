@@ -28,6 +28,7 @@ def read_base(texts: Sequence[str], factors: Sequence[str] | None = None) -> Bas
     net = names[0] if names else "deit_tiny"
     if is_net_file(net):
         net, size, known = resolve_net(net, None, {})
+        known = {"stride": 8, **known} if net == "scaled_pit" else known  # the model's default, whatever the patch is
         given = {**known, **({} if size is None else {"img_size": size}), **given}
     return find_base(net, given, read_factors(factors))
 

@@ -6,7 +6,8 @@
 The base is scaled to --ratio times its own cost, counted (macs) and in every runtime, by every oracle; a strategy is
 fitted to each path; and every strategy is applied at every other cost's budget. Regret is what the net of the foreign
 strategy lacks of the score that the native path gained. At the end all nets are timed side by side in all runtimes.
-The same command again goes on where it was stopped or killed. docs/scaling.md tells more.
+The same command again goes on with the paths and latencies that are there; what is left, the scores of carried nets and
+the turns side by side, is done again. docs/scaling.md tells more.
 """
 
 import argparse
@@ -103,6 +104,13 @@ def study(args: argparse.Namespace, bases: dict[str, Base], progress: StepProgre
     shop = Workshop(args, bases)
     cases = [Case(key, cost, oracle) for key in bases for oracle in args.oracles for cost in _costs(args, key)]
     cases = [case for case in cases if case.oracle != case.cost]  # nothing gains MACs at equal MACs
+    for key in bases:
+        if not any(case.key == key for case in cases):
+            raise ValueError(
+                f"--oracles are {' '.join(args.oracles)}, and the costs {' '.join(_costs(args, key))}; nothing gains "
+                "MACs at equal MACs, so name another of either"
+            )
+        shop.check(_costs(args, key))
     natives = {}
     for number, case in enumerate(cases):
         print(f"{case.name}, path {number + 1} of {len(cases)}", flush=True)

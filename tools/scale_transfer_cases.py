@@ -187,6 +187,19 @@ class Workshop:
         probes = [timing.probe(net.model, net.arguments) for net in self._nets[key]]
         return measure_in_turn(probes, self._args.seconds, self._args.rounds)
 
+    def check(self, costs: Sequence[str]) -> None:
+        """Refuse runtimes, devices and dtypes that this machine has not, before any path is begun.
+
+        Raises:
+            ValueError: naming what is missing.
+        """
+        for cost in costs:
+            try:
+                if cost != COUNTED:
+                    self._setting(cost)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"--costs has {cost!r}: {error}") from error
+
     def _setting(self, cost: str) -> LatencySetting:
         runtime, device = cost.partition("@")[0], self.device(cost)
         clock = self._args.clock if device == "cpu" else "wall"

@@ -8,12 +8,14 @@ from pathlib import Path
 from shlex import split
 from typing import Any
 
-from digits_study import FIXED
+from digits_study import SCRIPTS
 from filelock import FileLock
 from trainings import is_finished, last_top1, train
 
 from asvit_plugin.search.scaling_oracle import Oracle
 
+DIGITS = SCRIPTS / "recipes" / "digits_demo.yaml"  # where no recipe is given, and then
+SHORT = ("--sched", "cosine", "--progressive-tokenization", "false", "--epochs", "3")
 DIVERGED = "the loss became"  # how train.py begins to say so
 _OWN = ("model", "model-kwargs", "img-size", "seed", "output", "experiment", "resume", "config")
 
@@ -38,16 +40,17 @@ def trained_oracle(recipes: Sequence[Path], options: str, seed: int, folder: Pat
         name = word.removeprefix("--").partition("=")[0].replace("_", "-")
         if word.startswith("--") and (name in _OWN or name.startswith("model-kwargs.")):
             raise ValueError(f"--train-options has {word!r}; the net, seed, folder and recipes are set by scale.py")
-    files = [word for recipe in recipes for word in ("--config", str(recipe))]
-    start = [*files, "--tensorboard", "false"] if recipes else [*split(FIXED), "--epochs", "3"]
-    texts = [path.read_text() for path in recipes]
-    context = {"recipes": [_digits(text) for text in texts] or "digits", "train options": words, "seed": seed}
+    files = list(recipes) or [DIGITS]
+    start = [word for recipe in files for word in ("--config", str(recipe))]
+    options = ["--tensorboard", "false", *(() if recipes else SHORT), *words]
+    digests = [_digits(path.read_text()) for path in files]
+    context = {"recipes": digests, "options": options, "seed": seed}
 
     def measure(model: str, arguments: Mapping[str, Any]) -> float:
         kwargs = {key: value for key, value in arguments.items() if key != "img_size"}
         size = ["--img-size", str(arguments["img_size"])] if "img_size" in arguments else []
         net = ["--model", model, "--model-kwargs", json.dumps(kwargs), *size, "--seed", str(seed)]
-        return _top1([*start, *words, *net], folder / _digits([model, dict(arguments), context]))
+        return _top1([*start, *options, *net], folder / _digits([model, dict(arguments), context]))
 
     return Oracle("top1", measure, context=context)
 

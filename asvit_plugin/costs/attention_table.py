@@ -104,7 +104,8 @@ def break_even_tokens(head_dim: int, timings: Iterable[AttentionTiming] = (), nu
     """Tokens from which on linear attention is the faster one.
 
     Heads, batches and threads each have a curve of their own over the tokens. The number lies behind the last slower
-    timing of every curve, and is one that was measured: none between a slower and a faster one is taken.
+    timing of every curve, and is one that was measured: none between a slower and a faster one is taken. A curve that
+    ends slower goes on as the others do.
 
     Args:
         head_dim: Channels per head.
@@ -121,9 +122,10 @@ def break_even_tokens(head_dim: int, timings: Iterable[AttentionTiming] = (), nu
         return 8 * head_dim
     curves = {each.curve: [one for one in own if one.curve == each.curve] for each in own}
     crossing = [curve for curve in curves.values() if not all(each.pays for each in curve)]
-    return max(map(_break_even, crossing), default=min(each.tokens for each in own))
+    return max((_break_even(curve, own) for curve in crossing), default=min(each.tokens for each in own))
 
 
-def _break_even(curve: list[AttentionTiming]) -> float:
+def _break_even(curve: list[AttentionTiming], all_curves: list[AttentionTiming]) -> float:
     last_slower = max(each.tokens for each in curve if not each.pays)
-    return min((each.tokens for each in curve if each.tokens > last_slower), default=math.inf)
+    known = curve if any(each.tokens > last_slower for each in curve) else all_curves
+    return min((each.tokens for each in known if each.tokens > last_slower and each.pays), default=math.inf)

@@ -82,7 +82,7 @@ def make_run(model: nn.Module, example: torch.Tensor, runtime: str = "eager", st
 def synchronize(device: torch.device | str) -> None:
     """Wait until a device has done what it was given; a CPU always has."""
     if torch.device(device).type != "cpu":
-        torch.get_device_module(device).synchronize()
+        torch.get_device_module(device).synchronize(device)
 
 
 @contextmanager

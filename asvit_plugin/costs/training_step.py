@@ -45,6 +45,8 @@ def mean_cross_entropy(outputs: Any) -> torch.Tensor:
         outputs: Logits (B, classes, ...), or a nested tuple, list or dict of such.
     """
     losses = [F.cross_entropy(logits.float(), _labels(logits)) for logits in _tensors(outputs)]
+    if not losses:
+        raise ValueError("the model gave no logits to train on")
     return torch.stack(losses).mean()
 
 
@@ -72,6 +74,8 @@ def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def _labels(logits: torch.Tensor) -> torch.Tensor:
+    if logits.ndim < 2:
+        raise ValueError(f"logits have the shape {list(logits.shape)}; they must be (batch, classes, ...)")
     batch, classes, *rest = logits.shape
     labels = torch.arange(batch, device=logits.device) % classes
     return labels.view(-1, *(1 for _ in rest)).expand(batch, *rest)

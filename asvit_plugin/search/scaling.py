@@ -55,7 +55,8 @@ class Scaled:
 
     Attributes:
         path: The base, and the net of every step.
-        end: Why it ended: "budget" (it is met), "no gain", "no move" (none is left within the budget), "steps".
+        end: Why it ended: "budget" (it is met), "no gain", "no move" (none is left within the budget), "steps"; of a
+            strategy that was applied "missed", where no net that was looked at met the budget.
         trials: Every COMPLETE trial: number, step, choice, score (None where there is none), params, macs, cost,
             seconds, and of a latency p10, p90 and drift.
     """
@@ -127,7 +128,7 @@ def _study_settings(evaluate: Evaluation, base: Choice, target: Target, settings
     """All that the trials depend on; a run of more steps may go on with them."""
     chosen = {name: getattr(settings, name) for name in ("iso", "growth", "beam")}
     limit = {"value": target.value, "tolerance": target.tolerance}
-    return {"method": "path", **evaluate.record(), "base": base, **limit, **chosen}
+    return {"method": "path, latency guessed from nets", **evaluate.record(), "base": base, **limit, **chosen}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,10 @@ def find_base(
         ValueError: There is no such net, factor or value; names it and what is allowed.
     """
     model, known = _known(net)
-    given = {**known, **(arguments or {})}
+    own = dict(arguments or {})
+    if "patch_size" in own and "stride" not in own:  # the stride is a part of the patch
+        known = {name: value for name, value in known.items() if name != "stride"}
+    given = {**known, **own}
     space = factor_space(given, factors, name, model)
     choice = base_choice(space, given)
     return Base(net, model, space.arguments(choice)[1], space, choice)

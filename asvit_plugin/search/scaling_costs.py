@@ -1,4 +1,4 @@
-"""What the points of a space cost: MACs and parameters, or milliseconds on this device in this runtime."""
+"""What the points of a space cost: MACs and parameters, or seconds on this device in this runtime."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -142,6 +142,7 @@ _FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], Factors]] = MappingProxyTy
 def _grids(values: Mapping[str, Any], units: Mapping[str, int] = MappingProxyType({})) -> dict[str, list[float]]:
     """Choices of each decision; those with a unit are multiples of it, and images of whole patches where there are."""
     units = {**({"img_size": values["patch_size"]} if "patch_size" in values else {}), **units}
+    units = {name: unit for name, unit in units.items() if type(unit) is int and unit > 0}  # others are refused later
     whole_ratios = "patch_size" not in values  # As-ViT's
     return {name: _grid(factor_of(name), value, units.get(name, 1), whole_ratios) for name, value in values.items()}
 

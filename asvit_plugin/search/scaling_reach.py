@@ -1,4 +1,4 @@
-"""What the nets of a space can cost at all: a budget that none meets is refused before anything is scored."""
+"""What the nets of a space can cost at all: a budget that none meets is refused."""
 
 import math
 

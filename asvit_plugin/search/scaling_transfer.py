@@ -45,8 +45,8 @@ def apply_strategy(
         at meets the budget, and this one is the nearest to it.
 
     Raises:
-        ValueError: The target has no value, no net of the space costs so little or so much, or the strategy moves no
-            factor of the space.
+        ValueError: The target has no value, no net of the space has so few or so many MACs or parameters, or the
+            strategy moves no factor of the space.
     """
     if target.value is None:
         raise ValueError("the target has no value; a strategy needs a budget to lead to")

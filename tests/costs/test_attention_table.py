@@ -54,6 +54,12 @@ def test_break_even(ratios: dict[int, float], expected: float) -> None:
     assert break_even_tokens(8, [*timings, timing(8, 9, head_dim=64)]) == expected
 
 
+def test_a_curve_that_ends_slower_goes_on_as_the_others() -> None:
+    others = [timing(tokens, 2.0) for tokens in (197, 577)]
+    assert break_even_tokens(8, [*others, timing(50, 0.9, threads=2)]) == 197
+    assert break_even_tokens(8, [*others, timing(400, 0.9, threads=2)]) == 577
+
+
 def test_a_ratio_within_its_spread_does_not_pay() -> None:
     timings = [timing(16, 1.2, ratio_low=0.95), timing(64, 1.2, ratio_low=1.05)]
     assert break_even_tokens(8, timings) == 64

@@ -45,6 +45,12 @@ def test_stages_of_a_pit_have_decisions_of_their_own() -> None:
     assert (arguments["patch_size"], arguments["stride"]) == (28, 14)
 
 
+def test_a_pits_stride_is_the_same_part_of_another_patch() -> None:
+    found = find_base("pit_ti", {"patch_size": 8, "img_size": 64}).arguments
+    assert (found["patch_size"], found["stride"]) == (8, 4)
+    assert find_base("pit_ti", {"patch_size": 8, "stride": 8, "img_size": 64}).arguments["stride"] == 8
+
+
 def test_stages_of_an_as_vit_keep_kernels_and_splits() -> None:
     base = find_base("as_vit_small")
     stages = [f"{name}_{stage}" for name in ("depth", "mlp_ratio") for stage in (1, 2, 3, 4)]
@@ -138,6 +144,8 @@ def test_extremes_of_large_spaces_are_found_by_few_counts(name: str) -> None:
         ("pit_ti", {"depth": 3}, None, "depth is 3; it must be whole numbers of at least 1, one per stage"),
         ("pit_ti", {"head_dim": (16, 32, 32)}, None, r"head_dim is \(16, 32, 32\); as a scaling factor it must be"),
         ("pit_ti", {"img_size": 100}, None, "choice breaks the constraint 'img_size % patch_size == 0'"),
+        ("deit_tiny", {"patch_size": 0}, None, "patch_size is 0; as a scaling factor it must be a whole number"),
+        ("deit_tiny", {"patch_size": 16.5}, None, "patch_size is 16.5; as a scaling factor it must be a whole number"),
         ("pit_ti", {"patch_size": 8, "stride": 9}, None, "stride is 9; it must be a whole number from 1 to patch_size"),
     ],
 )

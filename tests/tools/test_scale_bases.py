@@ -26,7 +26,7 @@ def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-PIT = ["--base", "pit_ti", "depth=1,1,1", "num_heads=1,2,2", "head_dim=8", "img_size=32", "patch_size=8"]
+PIT = ["--base", "pit_ti", "depth=1,1,1", "num_heads=1,2,2", "head_dim=8", "img_size=32", "patch_size=8", "stride=8"]
 
 
 def test_a_pit_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

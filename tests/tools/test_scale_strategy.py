@@ -73,6 +73,13 @@ def test_a_path_that_goes_nowhere_has_no_strategy(
     assert not (tmp_path / "strategy.json").exists()
 
 
+def test_a_path_is_not_written_over(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scale.main([*PATH[:-1], "1e6", "--strategy", str(fitted), "--output", str(fitted.parent)])
+    assert "which holds a path of its own; name another for --strategy" in capsys.readouterr().err
+    assert fitted.exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
