@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "classification"))
 from data_options import Counts, Names
 from options import TrainOptions
 
+from asvit_plugin.search.latency_terms import LATENCY
 from asvit_plugin.search.mask_search import MaskSearchSettings
 from asvit_plugin.search.vit_space import PARTS
 
@@ -67,6 +68,8 @@ class MaskSearchOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         self._demand_one_net()
+        if self.supernet and self.batch_size > 0:
+            self.examples_per_arch = self.batch_size  # gates draw one net for a batch
         super().__post_init__()
         if sum(getattr(self, name) is not None for name in COSTS) != 1:
             raise ValueError("there must be one budget: --macs, --params or --latency")
@@ -95,6 +98,10 @@ class MaskSearchOptions(TrainOptions):
             if self.supernet and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is given; with --supernet the space says what is decided")
 
+        for name, part in (("embed_dims", "embed_dim"), ("token_strides", "token_stride")):
+            if self.decide is not None and part not in self.decide and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is given; it needs {part} in --decide {self.decide}")
+
     @property
     def cost(self) -> str:
         """What is limited."""
@@ -107,7 +114,8 @@ class MaskSearchOptions(TrainOptions):
         names = ("gates_from", "temperature", "last_temperature", "cost_weight", "cost_ramp", "gate_lr", "seed")
         low = None if self.budget_low is None else self.budget_low * unit
         same = {name: getattr(self, name) for name in names}
-        return MaskSearchSettings(self.cost, getattr(self, self.cost) * unit, low, hard=self.hard_gates, **same)
+        cost = LATENCY if self.cost == "latency" else self.cost
+        return MaskSearchSettings(cost, getattr(self, self.cost) * unit, low, hard=self.hard_gates, **same)
 
     @property
     def name(self) -> str:

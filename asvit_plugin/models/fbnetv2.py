@@ -23,6 +23,8 @@ from ._build import build_model, imagenet_cfg, require_full_cover
 
 ArchDef = list[list[str]]
 OUTPUT_STRIDES = (8, 16, 32)
+_BLOCKS = ("ds", "ir", "er", "cn")
+_ACTIVATIONS = ("nre", "nr6", "nhs", "nsw", "nmi")
 
 # Stages in timm's notation of blocks. The search chose the expanded widths, in multiples of 8, not the ratios "e":
 # those are as short as they can be for timm's rounding to give these widths. A searched "skip" is nothing between
@@ -178,14 +180,15 @@ class FBNetV2(MobileNetV3):
         for stage in self.blocks:
             for block in stage:
                 if block.has_skip:
-                    nn.init.zeros_((block.bn3 if hasattr(block, "bn3") else block.bn2).weight)
+                    last = next(name for name in ("bn3", "bn2", "bn1") if hasattr(block, name))
+                    nn.init.zeros_(block.get_submodule(last).weight)
 
 
 def decode_stages(arch_def: ArchDef) -> list[list[dict[str, Any]]]:
     """What timm's builder makes blocks of, from their notation by stage.
 
     Raises:
-        ValueError: naming a block that timm cannot read.
+        ValueError: naming a block that timm cannot read, or that is none of this net's kinds.
     """
     stages = [[args for block in stage for args in _decode_block(block)] for stage in arch_def]
     if not stages or not all(stages):
@@ -201,6 +204,14 @@ def _decode_block(block: str) -> list[dict[str, Any]]:
     if not repeats or repeats[0]["stride"] not in (1, 2):
         raise ValueError(
             f"arch_def has the block {block!r}; it must be in timm's notation, such as 'ir_r1_k5_s2_e6_c24_se0.25_nhs'"
+        )
+    kind, *parts = block.split("_")
+    if kind not in _BLOCKS:
+        raise ValueError(f"arch_def has the block {block!r}; its kind must be one of {', '.join(_BLOCKS)}")
+    unknown = [part for part in parts if part.startswith("n") and part not in (*_ACTIVATIONS, "noskip")]
+    if unknown:
+        raise ValueError(
+            f"arch_def has the block {block!r} with {unknown[0]!r}; activations are {', '.join(_ACTIVATIONS)}"
         )
     return repeats
 

@@ -117,7 +117,11 @@ class GatedNet(nn.Module):
             cost: Of a definition and a token stride; a sum of its blocks' costs and of one for the rest, which depends
                 on widths of stages and the token stride alone. It is asked once for every distinct block.
         """
-        self._tables[name] = cost_tables(self.nets, self._sizes, cost)
+        self._tables[name] = self.tabulate(cost)
+
+    def tabulate(self, cost: Cost) -> list[Table]:
+        """The terms of a cost as :meth:`add_cost` takes it, which is not added."""
+        return cost_tables(self.nets, self._sizes, cost)
 
     def cost(self, name: str = "macs", drawn: bool = False) -> torch.Tensor:
         """The expected cost, exact for gates that decide independently; gradients flow to the logits.

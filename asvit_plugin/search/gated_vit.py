@@ -62,7 +62,7 @@ class GatedViT(GatedNet):
     def extract(self, choice: Mapping[str, Any], **kwargs: Any) -> ScaledViT:
         """The net of a choice by itself, with a copy of its weights: what timm builds as ``scaled_vit``.
 
-        Device, type and mode are the gated net's, as are image size, classes and rates of dropout.
+        Device, type and mode are the gated net's, as are image size, classes, rates of dropout and preprocessing.
 
         Args:
             choice: A value for every decision of the space.
@@ -72,8 +72,9 @@ class GatedViT(GatedNet):
             ValueError: where the choice is none of the space, and for arguments with which its weights do not fit.
         """
         name, arguments = self.space.arguments(choice)
+        overlay = {**_preprocessing(self.network), **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
         with torch.device("meta"):
-            model = timm.create_model(name, **{**arguments, **kwargs})
+            model = timm.create_model(name, pretrained_cfg_overlay=overlay, **{**arguments, **kwargs})
         weights = slice_vit(dict(self.network.named_parameters()), self.nets.network(choice))
         try:
             copies = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -82,6 +83,13 @@ class GatedViT(GatedNet):
             reason = " ".join(str(error).split())
             raise ValueError(f"the weights of the choice do not fit a net with {kwargs}: {reason}") from error
         return model.train(self.training)
+
+
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
+    """How images are made ready for a model, as its configuration says; their size is the net's own argument."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {name: config[name] for name in names if config.get(name) is not None}
 
 
 class _Network:
@@ -160,7 +168,10 @@ _DEFAULTS = {
 def _problems(model: nn.Module) -> Iterator[str]:
     """What keeps a model from being masked."""
     if type(model) not in (VisionTransformer, ScaledViT):
-        yield "it is none of timm's VisionTransformer, nor a scaled_vit without token_stride"
+        yield (
+            "its class must be VisionTransformer or ScaledViT itself; this one has parts of its own (such as a "
+            "distillation token)"
+        )
         return
     kinds = {"": Block, "attn": Attention, "mlp": Mlp}
     for number, block in enumerate(model.blocks):

@@ -20,6 +20,7 @@ from ..models.vit_resnas_blocks import ResNASBlock
 from ..models.vit_resnas_genotype import BlockDef
 from .gated_net import GatedNet, GatedResNAS
 
+LATENCY = "latency (s)"  # name of the cost
 Build = Callable[[NetworkDef, int], nn.Module]
 
 
@@ -30,7 +31,7 @@ def add_latency(
     seconds: float = 0.1,
     cache: LatencyCache | None = None,
 ) -> None:
-    """Give a gated net the cost "latency", in seconds for one image.
+    """Give a gated net the cost "latency (s)", in seconds for one image.
 
     Every distinct block of its nets is measured, in turn with all others, and for every combination of stages' widths
     the net without blocks. A net's latency is taken for the sum of these.
@@ -43,13 +44,13 @@ def add_latency(
         cache: Where parts are looked up first, and kept.
     """
     terms = _Terms(_builder(net), (1, *input_size))
-    net.add_cost("latency", terms)  # asks for all parts that there are
+    net.tabulate(terms)  # asks for all parts that there are
     table = BlockTable.timed(setting, seconds, cache=cache)
     keys = list(terms.parts)
     inputs = [torch.randn(shape) for _, shape in keys]
     terms.seconds = dict(zip(keys, table.measure([terms.parts[key] for key in keys], inputs)))
     terms.parts = {}
-    net.add_cost("latency", terms)
+    net.add_cost(LATENCY, terms)
 
 
 class _Terms:

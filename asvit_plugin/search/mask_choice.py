@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,9 @@ _MOST_DRAWS = 20_000
 def most_probable(gates: Gates, budget: Budget) -> Choice:
     """The most probable net within a budget.
 
-    Where none of the first 10,000 nets is within it, one that no change of two decisions betters.
+    Where none of the first 10,000 nets is within it, one that no change of two decisions betters. It is looked for from
+    a net on the way between a cheaper and a dearer one; where options are equally probable that may be none within the
+    budget, and a drawn one takes its place.
 
     Args:
         gates: The gates.
@@ -36,6 +39,8 @@ def most_probable(gates: Gates, budget: Budget) -> Choice:
     cheap, dear = look.around(start)
     for choice in (*look.between(cheap, dear), *look.between(dear, cheap)):
         look.at(choice)
+    if look.best is None:
+        sampled(gates, replace(budget, cost=look.at), 1, np.random.default_rng(0))
     if look.best is None:
         raise ValueError(f"no net is found within the budget of {budget}; the nearest has {look.nearest:.6g}")
     return look.bettered()

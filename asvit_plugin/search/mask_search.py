@@ -20,7 +20,7 @@ from torch import nn
 
 from .budget import Budget
 from .gated_net import GatedNet
-from .space import Choice
+from .mask_choice import most_probable
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MaskSearch:
         budget: What a chosen net may cost.
 
     Raises:
-        ValueError: where no net is within the budget, with what the nets cost, or no epoch is left for gates.
+        ValueError: where no net is found within the budget, with what the nets cost, or no epoch is left for gates.
     """
 
     def __init__(self, net: GatedNet, settings: MaskSearchSettings, epochs: int) -> None:
@@ -99,6 +99,7 @@ class MaskSearch:
         self.first = math.ceil(settings.gates_from * epochs)
         if self.first >= epochs:
             raise ValueError(f"gates_from is {settings.gates_from}; of {epochs} epochs that leaves none for gates")
+        most_probable(net.gates, self.budget)  # a gap between nets is refused now, not when all is trained
         cheapest, dearest = net.ends(settings.cost)
         self._ends = [dearest, cheapest]
         self.optimizer = torch.optim.Adam(net.gates.parameters(), lr=settings.gate_lr)
@@ -176,12 +177,9 @@ class MaskSearch:
         for parameter, gradient in zip(logits_of, torch.autograd.grad(loss, logits_of, allow_unused=True)):
             parameter.grad = gradient
         self.optimizer.step()
+        self.optimizer.zero_grad()  # gradients of gates are no part of what weights are clipped by
         gates.requires_grad_(False)
         return {"loss": loss.item(), "task_loss": task_loss.item(), "cost": cost.item()}
-
-    def ends(self) -> tuple[Choice, Choice]:
-        """The largest and the smallest net."""
-        return self._ends[0], self._ends[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What gates have learned, between epochs; the weights are the net's."""
@@ -213,3 +211,7 @@ class GatedTask(ClassificationTask):
             output = self.trainable_module(input)
             losses.append(self.criterion(output, target))
         return {"loss": torch.stack(losses).mean(), "output": output}
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Weights whose gradients are clipped; without the last layer's where adaptive clipping asks for that."""
+        return list(self.search.net.network.parameters())[: -2 if exclude_head else None]

@@ -63,7 +63,7 @@ def vit_space(
         A space of ``scaled_vit`` with the decisions embed_dim, depth, num_heads_1, ...
 
     Raises:
-        ValueError: for an unknown name, and options that are no positive whole numbers or exceed what the ViT has.
+        ValueError: for an unknown name, and options that are no list of positive whole numbers or exceed the ViT's.
     """
     chosen = dict.fromkeys(_DEFAULT) if options is None else dict(options)
     for part in chosen:
@@ -71,10 +71,11 @@ def vit_space(
     if {"depth", "exists"} <= set(chosen):
         raise ValueError("options have both 'depth' and 'exists'; blocks go either from the end or one by one")
     largest = vit_definition(model)
-    own = _own(largest)
+    own, grid = _own(largest), model.patch_embed.dynamic_feat_size(model.patch_embed.img_size)
     decisions: dict[str, tuple[int, ...]] = {}
     for part in (each for each in PARTS if each in chosen):
-        _check_options(part, chosen[part], max(own[part].values(), default=1))
+        most = max(grid) if part == "token_stride" else max(own[part].values(), default=1)
+        _check_options(part, chosen[part], most)
         for decision, value in own[part].items():
             values = _grid(part, value) if chosen[part] is None else chosen[part]
             decisions[decision] = _descending(part, value, values)
@@ -95,11 +96,17 @@ def _own(largest: NetworkDef) -> dict[str, dict[str, int]]:
 
 
 def _check_options(part: str, options: Sequence[int] | None, most: int) -> None:
+    if options is not None and not isinstance(options, (list, tuple)):
+        raise ValueError(f"options of {part} are {options!r}; they must be a list or tuple of whole numbers, or None")
     least = 0 if part == "exists" else 1
     for value in options or ():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"options of {part} have {value!r}; they must be whole numbers of at least {least}")
-        if part != "token_stride" and value > most:
+        if part == "token_stride" and value > most:
+            raise ValueError(
+                f"options of token_stride have {value}; the grid has {most} patches a side, which is the most"
+            )
+        if value > most:
             raise ValueError(f"options of {part} have {value}; the model has {most}, and its nets have no more")
 
 

@@ -171,6 +171,15 @@ def test_residual_branches_start_at_zero() -> None:
     assert shapes.count(True) == 17
 
 
+@pytest.mark.parametrize(
+    "block", ["cn_r2_k3_s1_c8_skip", "er_r2_k3_s1_e2_c8", "ir_r2_k3_s1_e2_c8_noskip", "ds_r2_k3_s1_c8"]
+)
+def test_residual_branches_of_every_kind_start_at_zero(block: str) -> None:
+    model = timm.create_model("fbnetv2_f1", stem_size=8, arch_def=[[f"{block}_nre"]]).eval()
+    x = torch.rand(1, 8, 5, 5)
+    assert torch.equal(model.blocks(x), x) == ("noskip" not in block)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_a_dilated_net_has_the_same_features_at_more_places(output_stride: int) -> None:
     """Without squeeze-and-excitation, whose mean is over other places."""
@@ -193,6 +202,9 @@ def test_a_dilated_net_has_the_same_features_at_more_places(output_stride: int) 
         (dict(arch_def=[["mb_r1_k3_s1_e1_c8"]]), "arch_def has the block 'mb_r1_k3_s1_e1_c8'; it must be in timm's"),
         (dict(arch_def=[["ir_r1_k3_s1_c8"]]), "arch_def has the block 'ir_r1_k3_s1_c8'"),
         (dict(arch_def=[["ir_r1_k3_s3_e1_c8"]]), "arch_def has the block 'ir_r1_k3_s3_e1_c8'"),
+        (dict(arch_def=[["uir_r1_k3_s1_e1_c8"]]), "block 'uir_r1_k3_s1_e1_c8'; its kind must be one of ds, ir, er, cn"),
+        (dict(arch_def=[["dsa_r1_k3_s1_e1_c8"]]), "block 'dsa_r1_k3_s1_e1_c8'; its kind must be one of ds, ir, er, cn"),
+        (dict(arch_def=[["ir_r1_k3_s1_e1_c8_nxx"]]), "with 'nxx'; activations are nre, nr6, nhs, nsw, nmi"),
         (dict(arch_def=["ir_r1_k3_s1_e1_c8"]), "arch_def has the block 'i'"),
         (dict(arch_def=[["ds_r1_k3_s1_e1_c8"], []]), "every stage a block"),
         (dict(arch_def=[]), r"arch_def is \[\]; it must have a stage"),

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
+from timm.data import resolve_data_config
 from torch import nn
 
 from asvit_plugin.costs import macs, params
@@ -196,6 +197,18 @@ def test_training_mode_and_arguments_of_the_caller() -> None:
         net.extract(net.smallest_choice() | {"depth": 9})
 
 
+def test_nets_keep_the_preprocessing() -> None:
+    own = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bilinear", "crop_pct": 0.8}
+    own["crop_mode"] = "squash"
+    whole = timm.create_model("scaled_vit", device="meta", pretrained_cfg_overlay=own, **SMALL)
+    net = gate_vit(whole)
+    for kwargs in ({}, {"pretrained_cfg_overlay": {"crop_pct": 1.0}}):
+        alone = net.extract(net.smallest_choice(), **kwargs)
+        expected = resolve_data_config(model=whole) | kwargs.get("pretrained_cfg_overlay", {})
+        assert resolve_data_config(model=alone) == expected
+        assert {name: alone.pretrained_cfg[name] for name in own} == {name: expected[name] for name in own}
+
+
 @pytest.mark.parametrize(
     "name",
     ["deit3_small_patch16_224", "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_small_patch14_reg4_dinov2"],
@@ -340,10 +353,10 @@ def test_smaller_nets_take_what_is_important() -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("swin_tiny_patch4_window7_224", {}, "SwinTransformer: it is none of timm's VisionTransformer"),
-        ("deit_tiny_distilled_patch16_224", {}, "VisionTransformerDistilled: it is none of"),
-        ("vit_resnas_tiny", {}, "ViTResNAS: it is none of"),
-        ("scaled_vit", {"token_stride": 2}, "StridedViT: it is none of .* nor a scaled_vit without token_stride"),
+        ("swin_tiny_patch4_window7_224", {}, "SwinTransformer: its class must be VisionTransformer or ScaledViT"),
+        ("deit_tiny_distilled_patch16_224", {}, "VisionTransformerDistilled: its class must be .* distillation token"),
+        ("vit_resnas_tiny", {}, "ViTResNAS: its class must be"),
+        ("scaled_vit", {"token_stride": 2}, "StridedViT: its class must be"),
         (
             "castling_deit_tiny_patch16_224",
             {},
@@ -372,6 +385,9 @@ def test_models_that_cannot_be_masked_are_refused(name: str, kwargs: dict[str, A
         ({"depth": None, "exists": None}, "options have both 'depth' and 'exists'"),
         ({"depth": (0, 2)}, "options of depth have 0; they must be whole numbers of at least 1"),
         ({"mlp_hidden": (2.5,)}, "options of mlp_hidden have 2.5"),
+        ({"depth": 2}, "options of depth are 2; they must be a list or tuple of whole numbers, or None"),
+        ({"depth": "2"}, "options of depth are '2'; they must be a list or tuple"),
+        ({"token_stride": (2, 3)}, "options of token_stride have 3; the grid has 2 patches a side"),
         ({"num_heads": (5,)}, "options of num_heads have 5; the model has 4, and its nets have no more"),
         ({}, "has no decisions"),
         ({"depth": (3,)}, "has no decision of at least two options"),

@@ -13,6 +13,7 @@ from asvit_plugin.costs import BlockTable, LatencyCache, LatencySetting, params
 from asvit_plugin.search import latency_terms
 from asvit_plugin.search.gated_net import GatedNet, GatedResNAS
 from asvit_plugin.search.gated_vit import gate_vit
+from asvit_plugin.search.latency_terms import LATENCY
 
 
 def vit() -> GatedNet:
@@ -36,7 +37,7 @@ def test_parts_add_up_to_the_net(make: type, monkeypatch: pytest.MonkeyPatch) ->
     rng = np.random.default_rng(0)
     for _ in range(10):  # parameters are a sum over the same parts
         choice = net.space.sample(rng)
-        assert net.cost_of("latency", choice) == params(net.extract(choice)) == net.cost_of("params", choice)
+        assert net.cost_of(LATENCY, choice) == params(net.extract(choice)) == net.cost_of("params", choice)
 
 
 def test_seconds_are_measured_once(tmp_path: Path) -> None:
@@ -46,5 +47,16 @@ def test_seconds_are_measured_once(tmp_path: Path) -> None:
     kept = (tmp_path / "latency.json").read_bytes()
     latency_terms.add_latency(second, (3, 32, 32), setting, 0.001, cache)
     assert (tmp_path / "latency.json").read_bytes() == kept
-    assert second.reach("latency") == first.reach("latency")
-    assert 0 < first.reach("latency")[0] < first.reach("latency")[1]
+    assert second.reach(LATENCY) == first.reach(LATENCY)
+    assert 0 < first.reach(LATENCY)[0] < first.reach(LATENCY)[1]
+
+
+def test_a_failed_measurement_leaves_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(modules: list[nn.Module], inputs: list[torch.Tensor]) -> list[float]:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(BlockTable, "timed", lambda *args, **kwargs: BlockTable(fail))
+    net = vit()
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        latency_terms.add_latency(net, (3, 32, 32))
+    assert net.costs == ("macs", "params")

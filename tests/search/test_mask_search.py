@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from supernets import ONE_STAGE, TWO_STAGES, supernet
@@ -14,6 +15,7 @@ from torch import nn
 
 from asvit_plugin.search.budget import Budget
 from asvit_plugin.search.gated_net import GatedNet, GatedResNAS
+from asvit_plugin.search.gated_vit import gate_vit
 from asvit_plugin.search.mask_choice import judged_nets, most_probable, sampled
 from asvit_plugin.search.mask_gates import Gates
 from asvit_plugin.search.mask_search import GatedTask, MaskSearch, MaskSearchSettings
@@ -96,13 +98,27 @@ def test_a_step_follows_the_gradient_of_its_loss(hard: bool, part: float) -> Non
     loss.backward()
     assert (over > 0) == (part < 0.5)
     weights = {name: each.clone() for name, each in net.network.state_dict().items()}
+    slopes: dict[str, torch.Tensor] = {}
+    search.optimizer.register_step_pre_hook(
+        lambda *_: slopes.update({name: gate.logits.grad.clone() for name, gate in net.gates.items()})
+    )
     found = search.step(images, labels)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-10)
     for name, gate in net.gates.items():
-        torch.testing.assert_close(gate.logits.grad, other.gates[name].logits.grad, **DOUBLE)
+        torch.testing.assert_close(slopes[name], other.gates[name].logits.grad, **DOUBLE)
         assert gate.logits.detach().abs().max() == pytest.approx(search.settings.gate_lr, rel=1e-3)  # Adam's first step
     assert all(torch.equal(each, weights[name]) for name, each in net.network.state_dict().items())
-    assert all(parameter.grad is None for parameter in net.network.parameters())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_weights_alone_are_clipped() -> None:
+    search = begun()
+    task = GatedTask(search, nn.CrossEntropyLoss())
+    names = {id(parameter): name for name, parameter in search.net.named_parameters()}
+    found = [names[id(parameter)] for parameter in task.get_clip_parameters()]
+    assert found == [name for name in names.values() if not name.startswith("gates.")]
+    without_head = [names[id(parameter)] for parameter in task.get_clip_parameters(exclude_head=True)]
+    assert (without_head, found[-2:]) == (found[:-2], ["network.head.weight", "network.head.bias"])
 
 
 def test_gates_leave_out_a_block_that_only_harms() -> None:
@@ -199,6 +215,13 @@ def test_refuses(changed: dict[str, Any], message: str) -> None:
         begun(**changed)
 
 
+def test_a_gap_between_nets_is_refused_before_anything_is_trained() -> None:
+    net = gated()
+    costs = sorted({net.cost_of("macs", choice) for choice in (net.smallest_choice(), net.largest_choice())})
+    with pytest.raises(ValueError, match="no net is found within the budget of"):
+        begun(net, high=costs[0] + 2, low=costs[0] + 1)
+
+
 # Nets that are taken in the end ---------------------------------------------------------------------------------------
 
 SPACE = Space(
@@ -254,6 +277,14 @@ def test_sampled_nets_are_different_and_within_the_budget() -> None:
 def test_no_net_within_the_budget() -> None:
     with pytest.raises(ValueError, match="no net is found within the budget of 11 to 11.5 macs; the nearest has"):
         most_probable(drawn_gates(0), Budget("macs", cost_of, 11.5, 11.0))
+
+
+def test_even_gates_of_deit_find_a_net() -> None:
+    net = gate_vit(timm.create_model("deit_small_patch16_224", device="meta"))
+    budget = Budget("macs", partial(net.cost_of, "macs"), 2e9)
+    found = most_probable(net.gates, budget)
+    assert net.space.allows(found)
+    assert budget.low <= budget.cost(found) <= budget.high
 
 
 def test_a_net_far_from_the_argmax() -> None:

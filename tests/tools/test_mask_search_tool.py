@@ -29,7 +29,10 @@ DATA = split(
     "--in-chans 1 --crop-pct 1 --workers 0 --batch-size 32 --hflip 0 --color-jitter 0 --scale 0.8 1 --lr 4e-3 "
     "--warmup-epochs 1 --sched-on-updates --holdout per-class 20 --samples 4"
 )
-RUN = split("--img-size 56 --epochs 4 --gates-from 0.4 --macs 1.25e6 --budget-low 1.1e6 --model-kwargs.global_pool avg")
+RUN = split(
+    "--img-size 56 --epochs 4 --gates-from 0.4 --macs 1.25e6 --budget-low 1.1e6 --clip-grad 0.1 "
+    "--model-kwargs.global_pool avg"
+)
 VIT = split(
     "--model scaled_vit --model-kwargs '{depth: 3, embed_dim: 32, num_heads: 2, head_dim: 16, patch_size: 8}' "
     "--img-size 32 --epochs 2 --gates-from 0.4"
@@ -42,7 +45,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The option for a space of 108 nets, with what goes with all its searches here."""
     path = tmp_path_factory.mktemp("space") / "tiny_nets.yaml"
     path.write_text(SPACE)
-    return ["--supernet", str(path), "--examples-per-arch", "8", *DATA, *RUN]
+    return ["--supernet", str(path), *DATA, *RUN]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,7 @@ def test_token_strides_within_a_latency(tmp_path: Path) -> None:
     nets, history = outcome(tmp_path / "run")
     assert {net["choice"]["token_stride"] for net in nets} <= {1, 2}
     assert set(history[-1]["gates"]) == {"embed_dim", "token_stride"}
-    assert all(0 < net["latency"] < 1 for net in nets)
+    assert all(0 < net["latency (s)"] < 1 for net in nets)
     assert nets[0]["measured_latency"] > 0
 
 
@@ -181,6 +184,12 @@ def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("--macs 1e6 --supernet digits_vit_resnas", "there must be one net"),
         ("--macs 1e6 --model xcit_tiny_12_p16_224 --model-kwargs {}", "gates cannot mask this Xcit"),
         ("--macs 1e6 --decide kernels", "--decide is ['kernels']; allowed is some of embed_dim"),
+        (
+            "--macs 1e6 --decide depth --embed-dims 16",
+            "--embed-dims is given; it needs embed_dim in --decide ['depth']",
+        ),
+        ("--macs 1e6 --decide depth --token-strides 2", "--token-strides is given; it needs token_stride in --decide"),
+        ("--macs 200001 --budget-low 200000", "no net is found within the budget of"),
         ("--macs 1e6 --embed-dims 999", "options of embed_dim have 999"),
         ("--macs 3e5 --gates-from 0.9", "gates_from is 0.9; of 2 epochs that leaves none for gates"),
         ("--macs 1e6 --gate-share 1", "--gate-share is 1.0; allowed is between 0 and 1"),
