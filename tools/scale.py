@@ -152,8 +152,9 @@ def search(
 
 def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing | None) -> tuple[Strategy, Scaled]:
     """The net that a strategy leads to, with the strategy."""
-    if args.iso or args.sampler:
-        raise ValueError("--strategy leads to a budget; leave --iso and --sampler out")
+    unused = [name for name in ("iso", "sampler", "steps", "storage", "study_name") if getattr(args, name)]
+    if unused:
+        raise ValueError(f"--strategy leads to a budget without a study; leave --{unused[0].replace('_', '-')} out")
     if (args.output / "study.db").exists():
         raise ValueError(
             f"--output is {str(args.output)!r}, which holds a path of its own; name another for --strategy"

@@ -86,7 +86,7 @@ def test_a_path_is_not_written_over(fitted: Path, capsys: pytest.CaptureFixture[
         (["--to", "1e6", "--strategy", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
         (["--to", "1e6", "--strategy", __file__], "is no strategy: it is not JSON"),
         (["--strategy", "FITTED"], "the target has no value; a strategy needs a budget to lead to"),
-        (["--iso", "--strategy", "FITTED"], "--strategy leads to a budget; leave --iso and --sampler out"),
+        (["--iso", "--strategy", "FITTED"], "--strategy leads to a budget without a study; leave --iso out"),
         (
             ["--to", "1e6", "--factors", "num_heads", "--strategy", "FITTED"],
             "which the space 'scaling' of ['num_heads']",
