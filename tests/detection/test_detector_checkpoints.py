@@ -33,8 +33,18 @@ def test_a_checkpoint_of_another_net_is_refused(
 
 
 def test_heads_may_differ_where_training_begins(trained: Path, scenes: Path, tmp_path: Path) -> None:
-    entries = {"MODEL.WEIGHTS": trained / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM": 64}
-    train_net(TINY, *small(TINY, scenes, tmp_path, iterations=1, **entries))
+    """The trunk is the file's, which no seed gives: its weights are moved by 1."""
+    state = torch.load(trained / "model_final.pth", weights_only=True)
+    trunk = [name for name in state["model"] if name.startswith("backbone.net.model.")]
+    moved = {name: tensor + 1 if name in trunk else tensor for name, tensor in state["model"].items()}
+    torch.save({"model": moved}, tmp_path / "moved.pth")
+    entries = {"MODEL.WEIGHTS": tmp_path / "moved.pth", "MODEL.ROI_BOX_HEAD.FC_DIM": 64}
+    train_net(TINY, *small(TINY, scenes, tmp_path / "run", iterations=1, **entries))
+    found = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    assert found["roi_heads.box_head.fc1.weight"].shape[0] == 64
+    assert trunk
+    for name in trunk:
+        assert torch.allclose(found[name], moved[name], atol=0.01), name  # one step of AdamW is a learning rate at most
 
 
 def test_heads_without_a_trunk_start_a_detector_but_are_not_evaluated(
