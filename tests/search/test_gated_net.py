@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from gated import settle
 from supernets import LINEAR_STEM, ONE_STAGE, TWO_STAGES, add_to_whole, choices, supernet
 from torch import nn
 
 from asvit_plugin import NetworkDef
 from asvit_plugin.search.gated_net import GatedResNAS, gate_network
 from asvit_plugin.search.network_space import NetworkSpace
-from asvit_plugin.search.space import Choice
 from asvit_plugin.search.supernet import MODES
 from asvit_plugin.search.supernet_masks import ChannelMask, MaskedLayerNorm
 
@@ -34,18 +34,6 @@ def gated(networks: NetworkSpace = TWO_STAGES, training: bool = False, **kwargs:
     net.network.patch_embed.eval()
     net.network.distilled_training = True
     return net
-
-
-def settle(net: GatedResNAS, choice: Choice, how: str) -> None:
-    """Take one net: by name, or by gates so sure that every draw is it."""
-    if how == "fixed":
-        net.gates.fix(choice)
-        return
-    with torch.no_grad():
-        for name, gate in net.gates.items():
-            gate.logits.fill_(-1e6)[gate.options.index(choice[name])] = 0
-    net.gates.draw(temperature=1.0, hard=True, generator=torch.Generator().manual_seed(0))
-    assert net.gates.present() == choice
 
 
 def teach(net: GatedResNAS) -> None:

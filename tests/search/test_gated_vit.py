@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
+from gated import settle
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -62,17 +63,6 @@ def model(name: str = "scaled_vit", **kwargs: Any) -> nn.Module:
 def gated(case: str = "grids") -> GatedViT:
     name, kwargs, options = CASES[case]
     return gate_vit(model(name, **kwargs), options)
-
-
-def settle(net: GatedViT, choice: Choice, how: str) -> None:
-    """Take one net: by name, or by gates so sure that every draw is it."""
-    if how == "fixed":
-        net.gates.fix(choice)
-        return
-    with torch.no_grad():
-        for name, gate in net.gates.items():
-            gate.logits.fill_(-1e6)[gate.options.index(choice[name])] = 0
-    net.gates.draw(temperature=1.0, hard=True, generator=torch.Generator().manual_seed(0))
 
 
 def images(net: GatedViT, batch: int = 2) -> torch.Tensor:

@@ -7,23 +7,12 @@ import pytest
 import scale
 import timm
 import yaml
+from scale_runs import CHEAP, refusal, result
 
 from asvit_plugin.costs import params
 from asvit_plugin.search import load_space
 
 BASE = ["--base", "deit_tiny", "depth=2", "num_heads=2", "head_dim=8", "img_size=32", "patch_size=8"]
-CHEAP = ["--oracle", "parameters"]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        scale.main(argv)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
