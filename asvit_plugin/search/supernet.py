@@ -15,6 +15,7 @@ import torch
 from timm.models import get_model_args
 
 from ..checks import check_choice
+from ..costs.runtimes import synchronize
 from ..models import NetworkDef, ViTResNAS
 from .network_space import NetworkSpace, load_network_space
 from .space import Choice, Space
@@ -200,16 +201,11 @@ def faster_mode(supernet: SuperNet, images: torch.Tensor, choices: Sequence[Choi
 
 
 def _time_step(model: SuperNet, images: torch.Tensor) -> float:
-    _synchronize(images)
+    synchronize(images.device)
     start = time.perf_counter()
     output = model(images)
     sum(each.sum() for each in (output if isinstance(output, tuple) else (output,))).backward()
-    _synchronize(images)
+    synchronize(images.device)
     elapsed = time.perf_counter() - start
     model.zero_grad()
     return elapsed
-
-
-def _synchronize(images: torch.Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
