@@ -1,5 +1,6 @@
 """Training all nets of a space in one supernet: what a run of `--supernet` has beside any other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pretrained import first_line, model_arguments
 
 from asvit_plugin.search.architectures import Architectures
 from asvit_plugin.search.importance import reorder
+from asvit_plugin.search.space import Choice
 from asvit_plugin.search.supernet import MODES, SuperNet, faster_mode, make_supernet
 
 
@@ -37,15 +39,19 @@ def make_architectures(options: TrainOptions, supernet: SuperNet) -> Architectur
     )
 
 
-def settle_mode(training: Training) -> None:
-    """With `--supernet-mode auto`, times how this machine computes the nets of a step best; rank 0 decides for all."""
+def settle_mode(training: Training, choices: Sequence[Choice] | None = None) -> None:
+    """With `--supernet-mode auto`, times how this machine computes the nets of a step best; rank 0 decides for all.
+
+    The nets are ``choices``, or what ``Architectures`` draws.
+    """
     options, process = training.options, training.process
-    if training.architectures is None or options.supernet_mode != "auto":
+    if not isinstance(training.model, SuperNet) or options.supernet_mode != "auto":
         return
     batch_size = (options.train_batch_sizes or [options.batch_size])[0]
     images = torch.zeros(batch_size, *training.data_config["input_size"], device=process.device)
-    choices = Architectures(training.model, options.examples_per_arch, warmup_epochs=0).step(len(images))
-    training.model.choose(None)
+    if choices is None:
+        choices = Architectures(training.model, options.examples_per_arch, warmup_epochs=0).step(len(images))
+        training.model.choose(None)
     with training.autocast():
         mode = faster_mode(training.model.train(), images, choices)
     training.model.mode = _of_rank_0(mode, process)
@@ -75,7 +81,7 @@ def measure_smallest(training: Training) -> float | None:
 
 def supernet_state(training: Training) -> dict[str, str]:
     """What a checkpoint must know of a supernet beside its weights."""
-    if training.architectures is None:
+    if not isinstance(training.model, SuperNet):
         return {}
     return {"space": training.model.networks.space.fingerprint, "supernet_mode": training.model.mode}
 

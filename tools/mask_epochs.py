@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm.models
 from tqdm import tqdm
 
@@ -24,6 +25,13 @@ from checkpoints import (
 )
 from engine import order_images, start_epoch, train_one_epoch
 from mask_run import MaskRun
+from supernet_training import restore_supernet, settle_mode, supernet_state
+
+
+def start(run: MaskRun) -> list[dict[str, Any]]:
+    """Settles how a space's nets are computed, and gives the history of a search that begins."""
+    settle_mode(run.training, [run.net.space.sample(np.random.default_rng(run.options.seed))])
+    return []
 
 
 def run_epoch(run: MaskRun, epoch: int) -> dict[str, Any]:
@@ -98,9 +106,9 @@ def save(run: MaskRun, history: list[dict[str, Any]], path: Path) -> None:
         state_dict=model.state_dict(),
         optimizer=run.training.optimizer.state_dict(),
     )
-    more = {"supernet_mode": "masks"} if isinstance(run.net, GatedResNAS) else {}
     masks = {"options": run.options.own(), **run.search.state_dict()}
-    save_checkpoint({**vars(state), **more, "space": run.net.space.fingerprint, "mask_search": masks}, path)
+    more = {"space": run.net.space.fingerprint, **supernet_state(run.training), "mask_search": masks}
+    save_checkpoint(vars(state) | more, path)
 
 
 def restore(run: MaskRun, path: Path) -> list[dict[str, Any]]:
@@ -117,6 +125,8 @@ def restore(run: MaskRun, path: Path) -> list[dict[str, Any]]:
     check_same_run(state | {"options": state["options"] | masks["options"]}, options, 1, path)
     if state.get("space") != run.net.space.fingerprint:
         raise ValueError(f"{str(path)!r} belongs to a different run: its space was another one")
+    if isinstance(run.net, GatedResNAS):
+        restore_supernet(run.training, state, path)
     load_weights(run.training.model, state["state_dict"], path)
     load_part(run.training.optimizer, state, "optimizer", path)
     load_part(run.search, state, "mask_search", path)

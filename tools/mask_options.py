@@ -11,7 +11,7 @@ from data_options import Counts, Names
 from options import TrainOptions
 
 from asvit_plugin.search.latency_terms import LATENCY
-from asvit_plugin.search.mask_search import MaskSearchSettings
+from asvit_plugin.search.mask_search import RANGES, MaskSearchSettings
 from asvit_plugin.search.vit_space import PARTS
 
 COSTS = ("macs", "params", "latency")
@@ -73,12 +73,12 @@ class MaskSearchOptions(TrainOptions):
         super().__post_init__()
         if sum(getattr(self, name) is not None for name in COSTS) != 1:
             raise ValueError("there must be one budget: --macs, --params or --latency")
-        for name in (*COSTS, "budget_low", "temperature", "last_temperature", "cost_weight", "gate_lr"):
+        for name in (*COSTS, "budget_low"):
             self.demand(name, lambda value: value > 0, "a number above 0")
+        for name, (allowed, sentence) in RANGES.items():
+            self.demand(name, allowed, sentence)
         self.demand("gate_share", lambda value: 0 < value < 1, "between 0 and 1")
         self.demand("gate_passes", lambda value: value >= 1, "a whole number from 1 up")
-        self.demand("gates_from", lambda value: 0 <= value < 1, "at least 0 and below 1")
-        self.demand("cost_ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
         self.demand("samples", lambda value: value >= 0, "a whole number from 0 up")
         self.demand("decide", lambda value: bool(value) and set(value) <= set(PARTS), f"some of {', '.join(PARTS)}")
         for name in EXCLUDED:
@@ -97,7 +97,6 @@ class MaskSearchOptions(TrainOptions):
         for name in ("decide", "embed_dims", "token_strides"):
             if self.supernet and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is given; with --supernet the space says what is decided")
-
         for name, part in (("embed_dims", "embed_dim"), ("token_strides", "token_stride")):
             if self.decide is not None and part not in self.decide and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is given; it needs {part} in --decide {self.decide}")
@@ -111,9 +110,8 @@ class MaskSearchOptions(TrainOptions):
     def settings(self) -> MaskSearchSettings:
         """How gates learn; latency in seconds."""
         unit = 1e-3 if self.cost == "latency" else 1.0
-        names = ("gates_from", "temperature", "last_temperature", "cost_weight", "cost_ramp", "gate_lr", "seed")
         low = None if self.budget_low is None else self.budget_low * unit
-        same = {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in RANGES}
         cost = LATENCY if self.cost == "latency" else self.cost
         return MaskSearchSettings(cost, getattr(self, self.cost) * unit, low, hard=self.hard_gates, **same)
 

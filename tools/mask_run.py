@@ -17,7 +17,7 @@ from asvit_plugin.search.gated_vit import gate_vit
 from asvit_plugin.search.latency_terms import add_latency
 from asvit_plugin.search.mask_search import GatedTask, MaskSearch
 from asvit_plugin.search.space import Choice
-from asvit_plugin.search.vit_space import PARTS
+from asvit_plugin.search.vit_space import DEFAULT_PARTS, PARTS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "classification"))
 
@@ -30,8 +30,6 @@ from mask_options import MaskSearchOptions
 from pretrained import make_model
 from supernet_training import make_supernet_model
 from task import make_criterion, make_mixup, mixes
-
-_DEFAULT_PARTS = ("embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
 @dataclass
@@ -125,7 +123,7 @@ def make_net(options: MaskSearchOptions, num_classes: int | None) -> GatedNet:
     if options.supernet:
         return GatedResNAS(model)
     grids = {"embed_dim": options.embed_dims, "token_stride": options.token_strides}
-    parts = options.decide or [part for part in PARTS if part in _DEFAULT_PARTS or grids.get(part)]
+    parts = options.decide or [part for part in PARTS if part in DEFAULT_PARTS or grids.get(part)]
     try:
         return gate_vit(model, {part: grids.get(part) for part in parts})
     except ValueError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import MISTAKES
-from mask_epochs import find_checkpoint, restore, run_epoch, save
+from mask_epochs import find_checkpoint, restore, run_epoch, save, start
 from mask_options import MaskSearchOptions
 from mask_run import MaskRun, latency_setting, make_run
 from mask_search_report import print_answer, write_report
@@ -24,7 +24,6 @@ from parsing import exit_with, parse_options
 from tqdm import tqdm
 
 from asvit_plugin.costs import LatencyProbe, measure_in_turn
-from asvit_plugin.search.gated_net import GatedResNAS
 from asvit_plugin.search.mask_choice import judged_nets
 
 History = list[dict[str, Any]]
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         checkpoint = find_checkpoint(options.resume, folder)
         run = make_run(options)
-        history = restore(run, checkpoint) if checkpoint else []
+        history = restore(run, checkpoint) if checkpoint else start(run)
         folder.mkdir(parents=True, exist_ok=True)
     except MISTAKES as error:
         exit_with(str(error))
@@ -86,8 +85,6 @@ def choose(run: MaskRun) -> list[dict[str, Any]]:
                 "top1": run.judge(model)["top1"],
             }
         )
-        if isinstance(net, GatedResNAS):
-            nets[-1]["network_def"] = arguments["network_def"]
     nets.sort(key=lambda each: (-each["top1"], -each["log_probability"]))
     if run.options.latency is not None:  # the table is a sum of parts; this is the net itself
         shape, setting = (1, *run.training.data_config["input_size"]), latency_setting(run.training.process)

@@ -39,17 +39,23 @@ def most_probable(gates: Gates, budget: Budget) -> Choice:
     cheap, dear = look.around(start)
     for choice in (*look.between(cheap, dear), *look.between(dear, cheap)):
         look.at(choice)
-    if look.best is None:
-        sampled(gates, replace(budget, cost=look.at), 1, np.random.default_rng(0))
+    for drawing in (gates, Gates(gates.space)):  # sure gates draw few different nets, undecided ones many
+        if look.best is None:
+            sampled(drawing, replace(budget, cost=look.at), 1, np.random.default_rng(0))
     if look.best is None:
         raise ValueError(f"no net is found within the budget of {budget}; the nearest has {look.nearest:.6g}")
     return look.bettered()
 
 
-def sampled(gates: Gates, budget: Budget, count: int, rng: np.random.Generator) -> list[Choice]:
-    """Different nets within a budget, drawn by the gates' probabilities; fewer where 20,000 draws give no more."""
+def sampled(
+    gates: Gates, budget: Budget, count: int, rng: np.random.Generator, known: Choice | None = None
+) -> list[Choice]:
+    """Different nets within a budget, drawn by the gates' probabilities; fewer where 20,000 draws give no more.
+
+    ``known`` is none of them.
+    """
     found: dict[tuple[Any, ...], Choice] = {}
-    seen: set[tuple[Any, ...]] = set()
+    seen = set() if known is None else {tuple(known.values())}
     for _ in range(_MOST_DRAWS):
         if len(found) == count:
             break
@@ -68,9 +74,9 @@ def judged_nets(gates: Gates, budget: Budget, count: int, seed: int = 0) -> list
         ValueError: No net is found within the budget.
     """
     first = most_probable(gates, budget)
-    drawn = sampled(gates, budget, count, np.random.default_rng(seed))
+    drawn = sampled(gates, budget, count, np.random.default_rng(seed), known=first)
     how = "argmax" if first == gates.argmax() else "moved"
-    return [(how, first), *(("sampled", choice) for choice in drawn if choice != first)]
+    return [(how, first), *(("sampled", choice) for choice in drawn)]
 
 
 class _Look:
@@ -81,14 +87,11 @@ class _Look:
         self.best: Choice | None = None
         self.best_log = -math.inf
         self.nearest = math.inf
-        self._logs = {
-            name: dict(zip(gate.options, gate.logits.detach().double().log_softmax(0).tolist()))
-            for name, gate in gates.items()
-        }
+        self._logs = gates.log_probabilities()
         self._costs: dict[tuple[Any, ...], float] = {}
 
     def log(self, choice: Mapping[str, Any]) -> float:
-        """Logarithm of a net's probability."""
+        """Logarithm of a net's probability, asked for often."""
         return sum(logs[choice[name]] for name, logs in self._logs.items())
 
     def at(self, choice: Choice) -> float:

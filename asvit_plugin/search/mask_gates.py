@@ -180,8 +180,14 @@ class Gates(nn.ModuleDict):
 
     def log_probability(self, choice: Mapping[str, Any]) -> float:
         """Natural logarithm of the probability that the options of a choice are drawn."""
-        logs = {name: gate.logits.detach().double().log_softmax(0) for name, gate in self.items()}
-        return sum(float(logs[name][gate.options.index(choice[name])]) for name, gate in self.items())
+        return sum(logs[choice[name]] for name, logs in self.log_probabilities().items())
+
+    def log_probabilities(self) -> dict[str, dict[Any, float]]:
+        """Natural logarithm of the probability of every option, by decision."""
+        return {
+            name: dict(zip(gate.options, gate.logits.detach().double().log_softmax(0).tolist()))
+            for name, gate in self.items()
+        }
 
     def _complete(self, options: Mapping[str, Any]) -> Choice:
         """In the space's order, with the decisions that have a single option."""

@@ -22,6 +22,15 @@ from .budget import Budget
 from .gated_net import GatedNet
 from .mask_choice import most_probable
 
+_POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
+# What settings may be, with the sentence that says so.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("temperature", "last_temperature", "cost_weight", "gate_lr"), _POSITIVE),
+    "gates_from": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "cost_ramp": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "seed": (lambda value: value >= 0, "a whole number from 0 up"),
+}
+
 
 @dataclass(frozen=True)
 class MaskSearchSettings:
@@ -57,15 +66,9 @@ class MaskSearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "last_temperature", "cost_weight", "gate_lr"):
-            self._demand(name, lambda value: 0 < value < math.inf, "a number above 0")
-        self._demand("gates_from", lambda value: 0 <= value < 1, "at least 0 and below 1")
-        self._demand("cost_ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
-        self._demand("seed", lambda value: value >= 0, "a whole number from 0 up")
-
-    def _demand(self, name: str, allowed: Callable[[Any], bool], sentence: str) -> None:
-        if not allowed(getattr(self, name)):
-            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is {sentence}")
+        for name, (allowed, sentence) in RANGES.items():
+            if not allowed(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is {sentence}")
 
 
 class MaskSearch:

@@ -12,7 +12,7 @@ from ..models.vit_resnas_genotype import BlockDef
 from .space import Space
 
 PARTS = ("embed_dim", "depth", "exists", "num_heads", "mlp_hidden", "token_stride")
-_DEFAULT = ("embed_dim", "depth", "num_heads", "mlp_hidden")
+DEFAULT_PARTS = ("embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
 def vit_definition(model: VisionTransformer) -> NetworkDef:
@@ -65,7 +65,7 @@ def vit_space(
     Raises:
         ValueError: for an unknown name, and options that are no list of positive whole numbers or exceed the ViT's.
     """
-    chosen = dict.fromkeys(_DEFAULT) if options is None else dict(options)
+    chosen = dict.fromkeys(DEFAULT_PARTS) if options is None else dict(options)
     for part in chosen:
         check_choice("options", part, PARTS)
     if {"depth", "exists"} <= set(chosen):

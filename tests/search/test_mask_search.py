@@ -274,6 +274,28 @@ def test_sampled_nets_are_different_and_within_the_budget() -> None:
     assert nets == sampled(gates, budget, 5, np.random.default_rng(0))
 
 
+def test_the_most_probable_net_is_not_drawn_again() -> None:
+    gates, budget = drawn_gates(0, std=3.0), Budget("macs", cost_of, 600.0, 150.0)
+    nets = judged_nets(gates, budget, 4)
+    assert len(nets) == 5
+    assert nets[0][1] not in [net for _, net in nets[1:]]
+
+
+def test_sure_gates_find_a_net_behind_a_gap() -> None:
+    """Single changes and draws by the gates lead to nets that are too cheap or too dear."""
+    space = Space("gap", "vit_resnas", dict.fromkeys("abcdefghi", (9, 7, 5, 3, 1)), {})
+    gates = Gates(space)
+    for gate in gates.values():
+        gate.logits.data[0] = 60.0
+
+    def cost(choice: dict[str, int]) -> float:
+        rare = sum(value in (3, 7) for value in choice.values())
+        return 50.0 if rare == 5 else 100.0 if sum(choice.values()) > 45 else 10.0
+
+    found = most_probable(gates, Budget("macs", cost, 51.0, 49.0))
+    assert cost(found) == 50.0
+
+
 def test_no_net_within_the_budget() -> None:
     with pytest.raises(ValueError, match="no net is found within the budget of 11 to 11.5 macs; the nearest has"):
         most_probable(drawn_gates(0), Budget("macs", cost_of, 11.5, 11.0))

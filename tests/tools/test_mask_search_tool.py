@@ -13,6 +13,7 @@ from typing import Any
 import mask_epochs
 import mask_search
 import pytest
+import supernet_training
 import timm
 import torch
 import train
@@ -31,7 +32,7 @@ DATA = split(
 )
 RUN = split(
     "--img-size 56 --epochs 4 --gates-from 0.4 --macs 1.25e6 --budget-low 1.1e6 --clip-grad 0.1 "
-    "--model-kwargs.global_pool avg"
+    "--model-kwargs.global_pool avg --supernet-mode slices"
 )
 VIT = split(
     "--model scaled_vit --model-kwargs '{depth: 3, embed_dim: 32, num_heads: 2, head_dim: 16, patch_size: 8}' "
@@ -140,6 +141,23 @@ def test_killed_it_ends_as_if_undisturbed(
     states = [torch.load(each / "last.pth.tar", weights_only=True) for each in (tmp_path / "run", searched)]
     for name, weight in states[0]["state_dict"].items():
         assert torch.equal(weight, states[1]["state_dict"][name])
+
+
+def test_continued_it_computes_nets_as_before(
+    space: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*space, "--supernet-mode", "auto", "--epochs", "2", "--samples", "0", "--output", str(tmp_path)]
+    monkeypatch.setattr(supernet_training, "faster_mode", lambda *args: "slices")
+    mask_search.main(argv)
+    assert capsys.readouterr().out.count("nets of a step are computed with slices") == 1
+    monkeypatch.setattr(supernet_training, "faster_mode", lambda *args: "masks")
+    mask_search.main(argv)  # judges once more
+    assert "nets of a step" not in capsys.readouterr().out
+    checkpoint = tmp_path / "masks_tiny_nets" / "last.pth.tar"
+    assert torch.load(checkpoint, weights_only=True)["supernet_mode"] == "slices"
+    run = make_run(parse_options(MaskSearchOptions, argv))
+    mask_epochs.restore(run, checkpoint)
+    assert run.training.model.mode == "slices"
 
 
 def test_plain_vit_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
