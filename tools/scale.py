@@ -152,7 +152,8 @@ def search(
 
 def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing | None) -> tuple[Strategy, Scaled]:
     """The net that a strategy leads to, with the strategy."""
-    unused = [name for name in ("iso", "sampler", "steps", "storage", "study_name") if getattr(args, name)]
+    names = ("iso", "sampler", "growth", "beam", "steps", "storage", "study_name")
+    unused = [name for name in names if getattr(args, name) != make_parser().get_default(name)]
     if unused:
         raise ValueError(f"--strategy leads to a budget without a study; leave --{unused[0].replace('_', '-')} out")
     if (args.output / "study.db").exists():
