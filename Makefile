@@ -48,7 +48,7 @@ design: $(INSTALLED)  ## find a net without training, grow it into a family, tra
 	OMP_NUM_THREADS=1 $(BIN)/python classification/train.py --config classification/recipes/digits_demo.yaml \
 		--config output/design/family/net_1.yaml --phases null --output output/design --experiment trained --resume auto
 
-evolve: $(INSTALLED)  ## train a supernet on digits, evolve a net in it, train it and others (under 20 minutes; not timed with mask search)
+evolve: $(INSTALLED)  ## train a supernet on digits, evolve a net in it, train it and others (a quarter of an hour)
 	$(BIN)/python tools/evolution_study.py
 
 study: $(INSTALLED)  ## the runs of docs/digits_study.md, anew or where they stopped (half an hour on 2 cores)

@@ -1,6 +1,6 @@
 """Weight-sharing search from end to end on handwritten digits: what it finds, and what its scores are worth.
 
-    python tools/evolution_study.py            # under 20 minutes on 2 CPU cores; goes on where it was stopped
+    python tools/evolution_study.py            # a quarter of an hour on 2 CPU cores; goes on where it was stopped
 
 Trains a supernet (classification/recipes/digits_supernet.yaml), evolves a net within a budget of MACs
 (tools/evolve.py), and finds another by gates that learn beside the weights (tools/mask_search.py). It trains both from

@@ -15,7 +15,8 @@ class GatedMask(nn.Module):
     """Gives a channel mask the weights of a mixture.
 
     All nets keep the first channels, so the weights of an option with w channels are w ones and then zeros, and those
-    of a mixture are their weighted sum (Wan et al., arXiv 2004.05565): one vector, however many options there are.
+    of a mixture are their weighted sum (Wan et al., arXiv 2004.05565): one vector, however many options there are. It
+    falls in steps, from the channels that all options keep to those of the widest alone; each step is summed once.
 
     Args:
         mask: The mask.
@@ -26,15 +27,20 @@ class GatedMask(nn.Module):
     def __init__(self, mask: ChannelMask, kept: Table, size: int) -> None:
         super().__init__()
         self.mask, self.kept, self.size = mask, kept, size
-        prefixes = torch.arange(size) < kept.values.reshape(-1, 1)
-        self.register_buffer("prefixes", prefixes.to(torch.get_default_dtype()), persistent=False)  # (options, C)
+        options = kept.values.flatten()
+        widths = options[options > 0].unique()
+        keeping = (options >= widths[:, None]).to(torch.get_default_dtype())
+        step_of_channel = torch.searchsorted(widths, torch.arange(size, dtype=widths.dtype), right=True)
+        self.register_buffer("keeping", keeping, persistent=False)  # (steps, options)
+        self.register_buffer("step_of_channel", step_of_channel, persistent=False)  # (C,)
 
     def mix(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of the gates, by decision, for the next batches."""
-        joint = self.prefixes.new_ones(1)
+        joint = self.keeping.new_ones(1)
         for name in self.kept.names:
-            joint = (joint[:, None] * weights[name].to(self.prefixes)).flatten()
-        channels = (joint[:, None] * self.prefixes).sum(0)  # not by a matrix product: autocast would round it
+            joint = (joint[:, None] * weights[name].to(self.keeping)).flatten()
+        steps = (joint * self.keeping).sum(1)  # not by a matrix product: autocast would round it
+        channels = steps[self.step_of_channel]
         self.mask.weights = channels.squeeze(0) if self.mask.place == "branch" else channels
 
     def fix(self, places: Mapping[str, int]) -> None:
@@ -43,9 +49,9 @@ class GatedMask(nn.Module):
         if kept == self.size:
             self.mask.weights = None
         elif self.mask.place == "branch":
-            self.mask.weights = self.prefixes.new_zeros(())
+            self.mask.weights = self.keeping.new_zeros(())
         else:
-            self.mask.weights = (torch.arange(self.size, device=self.prefixes.device) < kept).to(self.prefixes)
+            self.mask.weights = (torch.arange(self.size, device=self.keeping.device) < kept).to(self.keeping)
 
     def clear(self) -> None:
         """Take no weights: the whole net is computed."""
