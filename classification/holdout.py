@@ -15,25 +15,28 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 
 PER_CLASS = "per-class"
+NONE = "none"
 Words = list[str | int]
 Groups = dict[str, dict[str, int]]  # class -> file name -> index in the split
 
 
 def read_holdout(words: Words) -> Words:
-    """Checks the option: nothing, `per-class NUMBER` or one path.
+    """Checks the option: nothing or `none`, `per-class NUMBER`, or one path.
 
     Returns:
-        The words, the number as one.
+        The words, the number as one; none of them for `none`.
 
     Raises:
         ValueError: They are something else.
     """
     texts = [str(word) for word in words]
+    if texts == [NONE]:
+        return []
     if len(texts) == 2 and texts[0] == PER_CLASS and texts[1].isdecimal() and int(texts[1]) > 0:
         return [PER_CLASS, int(texts[1])]
     if len(texts) > 1 or texts == [PER_CLASS]:
         raise ValueError(
-            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, or a FILE"
+            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, a FILE, or {NONE}"
         )
     return texts
 

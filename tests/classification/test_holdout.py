@@ -139,6 +139,8 @@ def test_recipe_may_give_a_number(tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(text)
         options = train.parse_options(train.TrainOptions, ["--config", str(tmp_path / "recipe.yaml")])
         assert options.holdout == ["per-class", 20]
+        argv = ["--config", str(tmp_path / "recipe.yaml"), "--holdout", "none"]
+        assert train.parse_options(train.TrainOptions, argv).holdout == []
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def test_classes_with_too_few_images(count: str, images: Path) -> None:
     [["per-class"], ["per-class", "0"], ["per-class", "-1"], ["per-class", "many"], ["a", "b"], ["a", "b", "c"]],
 )
 def test_words_that_say_nothing(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert "allowed is per-class NUMBER with a whole number from 1 up, or a FILE" in (
+    assert "allowed is per-class NUMBER with a whole number from 1 up, a FILE, or none" in (
         refusal(capfd, "--holdout", *words)
     )
 

@@ -16,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import export
 import export_formats
 
-SMALL = {**CHEAP, "as_vit": dict(genotype="5,2,2,1|2,2,3,1|3,1,2,1|4,1,2,1|8,8", img_size=64)}
+SMALL = {
+    **CHEAP,
+    "fbnetv2_f1": CHEAP["fbnetv2"],
+    "as_vit": dict(genotype="5,2,2,1|2,2,3,1|3,1,2,1|4,1,2,1|8,8", img_size=64),
+}
 STRIDES = {"as_vit": [4, 8, 16, 32], "scaled_vit": [16, 16, 16], "vit_resnas": [14, 28, 56]}
 UNSEEN = [(1, 3, 64, 112), (4, 3, 131, 70)]  # none of them is traced or compared by the tool
 
@@ -42,6 +46,7 @@ CASES = [
     ("scaled_vit", "classifier", ["onnx", "program", "torchscript"]),
     ("vit_resnas", "pyramid", ["torchscript"]),
     ("vit_resnas", "classifier", ["onnx", "program", "torchscript"]),
+    ("fbnetv2_f1", "classifier", ["onnx", "program", "torchscript"]),
 ]
 
 
