@@ -36,7 +36,8 @@ def read_holdout(words: Words) -> Words:
         return [PER_CLASS, int(texts[1])]
     if len(texts) > 1 or texts == [PER_CLASS]:
         raise ValueError(
-            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, a FILE, or {NONE}"
+            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, a FILE, or "
+            f"{NONE}"
         )
     return texts
 
