@@ -64,12 +64,13 @@ test-timm-all: $(INSTALLED)  ## the same, over the larger models too
 	$(BIN)/python tests/timm_suite/run.py --all
 
 test-wheel: $(INSTALLED)  ## build the wheel and use it in an environment of its own
-	rm -rf build/wheel
+	rm -rf build  # setuptools would pack what an earlier build left there
 	$(BIN)/python -m build --wheel --outdir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
-	cd build/wheel && venv/bin/python -W error::ImportWarning -c "import asvit_plugin, timm; print('wheel', asvit_plugin.__version__, sum(p.numel() for p in timm.create_model('as_vit_small').parameters()))"
-	rm -rf build/wheel
+	cd build/wheel && venv/bin/python -W error::ImportWarning -c "import asvit_plugin, timm; from asvit_plugin.search import load_space; print('wheel', asvit_plugin.__version__, load_space('as_vit').name, sum(p.numel() for p in timm.create_model('as_vit_small').parameters()))"
+	test -f build/wheel/venv/lib/python3*/site-packages/asvit_plugin/py.typed
+	rm -rf build
 
 lint: $(INSTALLED)  ## ruff
 	$(BIN)/ruff check

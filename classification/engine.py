@@ -149,7 +149,9 @@ def train_one_epoch(training: Training, epoch: int, bar: tqdm) -> dict[str, floa
     if not math.isfinite(mean_loss):
         raise FloatingPointError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr or --clip-grad may help")
     if process.world_size > 1 and options.dist_bn:
-        distribute_bn(training.task.get_trainable_module(), process.world_size, options.dist_bn == "reduce")
+        copies = [] if training.ema is None else [training.ema.module]
+        for model in (training.task.get_trainable_module(), *copies):
+            distribute_bn(model, process.world_size, options.dist_bn == "reduce")
     return {"train_loss": mean_loss, "images_per_second": images_seen / (time.perf_counter() - started)}
 
 

@@ -40,7 +40,7 @@ from timm.models import get_model_args
 from tqdm import tqdm
 
 import asvit_plugin
-from asvit_plugin.atomic import write_atomically
+from asvit_plugin.atomic import new_folder, write_atomically
 
 History = list[dict[str, Any]]
 
@@ -240,7 +240,8 @@ def export(training: Training, folder: Path) -> None:
     load_weights(model, state.get("state_dict_ema", state["state_dict"]), path)
     if training.switching is not None:
         asvit_plugin.finish(model)
-    timm.models.save_for_hf(model, str(folder / "export"), safe_serialization=True, data_config=training.data_config)
+    with new_folder(folder / "export") as place:
+        timm.models.save_for_hf(model, str(place), safe_serialization=True, data_config=training.data_config)
 
 
 if __name__ == "__main__":

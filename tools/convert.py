@@ -14,13 +14,14 @@ import safetensors.torch
 import timm
 import torch
 from arguments import MISTAKES, key_value
-from hub_folder import check_outputs, check_target, new_folder, write_hub_folder
+from hub_folder import check_outputs, check_target, write_hub_folder
 from model_card import licence_of, model_card
 from timm.layers import to_2tuple
 from torch import nn
 from weight_files import Weights, count_classes, describe, pick_weights, read_checkpoint
 
 from asvit_plugin import NetworkDef, list_models
+from asvit_plugin.atomic import new_folder
 from asvit_plugin.costs import params
 
 

@@ -13,7 +13,7 @@ import yaml
 from result_files import run_record, write_json
 from supernet_run import SHARING, SupernetRun, TrainOptions
 
-from asvit_plugin.atomic import write_atomically
+from asvit_plugin.atomic import new_folder, write_atomically
 from asvit_plugin.search import Evolved, EvolvingSettings
 
 # Options that a net's own training has by default: what is about the supernet, and where its run was.
@@ -34,7 +34,8 @@ def write_report(found: Evolved, run: SupernetRun, settings: EvolvingSettings, o
     text = yaml.safe_dump(recipe(found.best, run), sort_keys=False)
     write_atomically(output / "best.yaml", lambda file: file.write(text.encode()))
     model = run.supernet.extract(found.best["choice"])
-    timm.models.save_for_hf(model, str(output / "best"), safe_serialization=True, data_config=run.data_config)
+    with new_folder(output / "best") as place:
+        timm.models.save_for_hf(model, str(place), safe_serialization=True, data_config=run.data_config)
     figure = draw(found, settings)
     write_atomically(output / "result.png", lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

@@ -1,8 +1,6 @@
 """A folder in the layout of the Hugging Face hub: written beside its place, loaded again, compared, and renamed."""
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,8 @@ import timm
 import torch
 from timm.models import get_model_input_config, save_for_hf
 from torch import nn
+
+from asvit_plugin.atomic import new_folder
 
 
 def check_target(target: Path) -> None:
@@ -35,19 +35,6 @@ def write_hub_folder(
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
         check_outputs(model, lambda: timm.create_model(f"local-dir:{folder}", pretrained=True))
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write in, which takes ``target``'s place at the end: that is whole or not there."""
-    target = target.resolve()
-    beside = next(parent for parent in target.parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=beside) as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
-        yield folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from mask_run import MaskRun
 from result_files import run_record, write_json
 from supernet_run import SHARING, TrainOptions
 
-from asvit_plugin.atomic import write_atomically
+from asvit_plugin.atomic import new_folder, write_atomically
 
 Rows = list[dict[str, Any]]
 # Options that a net's own training has by default: what is about the search, and where its run was.
@@ -46,7 +46,8 @@ def write_report(run: MaskRun, history: Rows, nets: Rows, judging_seconds: float
     write_atomically(output / "best.yaml", lambda file: file.write(text.encode()))
     model = run.net.extract(nets[0]["choice"]).eval()
     config = run.training.data_config
-    timm.models.save_for_hf(model, str(output / "best"), safe_serialization=True, data_config=config)
+    with new_folder(output / "best") as place:
+        timm.models.save_for_hf(model, str(place), safe_serialization=True, data_config=config)
     pictures = {"result": draw(history, nets, run), "gates": draw_gates(history, space.decisions)}
     for name, figure in pictures.items():
         write_atomically(

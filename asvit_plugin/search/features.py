@@ -87,8 +87,9 @@ def measuring(proxy: str, model: nn.Module, shape: tuple[int, int, int]) -> Iter
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    cudnn = torch.backends.cudnn.flags(torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
     try:
-        with warnings.catch_warnings(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        with warnings.catch_warnings(), cudnn:
             warnings.filterwarnings(
                 "ignore", "There is a performance drop because we have not yet implemented the batch"
             )
