@@ -29,7 +29,8 @@ class DataOptions:
         train_split: Name of the split to train on.
         val_split: Name of the held-out split.
         holdout: `per-class NUMBER` takes as many images of every class out of the training split, the same ones in
-            every run, and holds those out instead of `val_split`; a FILE lists them (JSON or a pickle: a dictionary
+            every run, and holds those out instead of `val_split`; `share PART` takes a part of every class; a FILE
+            lists them (JSON or a pickle: a dictionary
             from the folder name of each class to file names). `none` takes back what a recipe says.
         train_num_samples: Number of training images, for readers that cannot count them (webdataset).
         val_num_samples: Number of held-out images, for readers that cannot count them (webdataset).

@@ -1,6 +1,7 @@
 """Held-out images taken out of the training split: what a search is measured on, so that the real ones are not.
 
-`--holdout per-class 25` takes as many images of every class; `--holdout FILE` those that a file lists.
+`--holdout per-class 25` takes as many images of every class, `--holdout share 0.1` the same part of every class, and
+`--holdout FILE` those that a file lists.
 """
 
 import hashlib
@@ -15,16 +16,17 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 
 PER_CLASS = "per-class"
+SHARE = "share"
 NONE = "none"
-Words = list[str | int]
+Words = list[str | int | float]
 Groups = dict[str, dict[str, int]]  # class -> file name -> index in the split
 
 
 def read_holdout(words: Words) -> Words:
-    """Checks the option: nothing or `none`, `per-class NUMBER`, or one path.
+    """Checks the option: nothing or `none`, `per-class NUMBER`, `share PART`, or one path.
 
     Returns:
-        The words, the number as one; none of them for `none`.
+        The words, a number as one; none of them for `none`.
 
     Raises:
         ValueError: They are something else.
@@ -34,10 +36,12 @@ def read_holdout(words: Words) -> Words:
         return []
     if len(texts) == 2 and texts[0] == PER_CLASS and texts[1].isdecimal() and int(texts[1]) > 0:
         return [PER_CLASS, int(texts[1])]
-    if len(texts) > 1 or texts == [PER_CLASS]:
+    if len(texts) == 2 and texts[0] == SHARE and _is_part(texts[1]):
+        return [SHARE, float(texts[1])]
+    if len(texts) > 1 or texts[:1] in ([PER_CLASS], [SHARE]):
         raise ValueError(
-            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, a FILE, or "
-            f"{NONE}"
+            f"--holdout is {' '.join(texts)}; allowed is {PER_CLASS} NUMBER with a whole number from 1 up, "
+            f"{SHARE} PART with a part between 0 and 1, a FILE, or {NONE}"
         )
     return texts
 
@@ -47,7 +51,7 @@ def split_off(dataset: Dataset, words: Words, training: bool) -> Dataset:
 
     Args:
         dataset: A timm dataset over files.
-        words: What `--holdout` was given: `per-class NUMBER`, or one path.
+        words: What `--holdout` was given: `per-class NUMBER`, `share PART`, or one path.
         training: Which of the two parts.
 
     Returns:
@@ -58,7 +62,7 @@ def split_off(dataset: Dataset, words: Words, training: bool) -> Dataset:
     """
     reader = _files_of(dataset)
     groups = _group(reader)
-    held_out = set(_count_off(groups, words[1]) if len(words) == 2 else _look_up(groups, words[0]))
+    held_out = set(_count_off(groups, *words) if len(words) == 2 else _look_up(groups, words[0]))
     for name, files in groups.items():
         if held_out.issuperset(files.values()):
             raise ValueError(
@@ -128,14 +132,21 @@ def _group(reader: Reader) -> Groups:
     return groups
 
 
-def _count_off(groups: Groups, count: int) -> Iterator[int]:
-    """As many images of every class, the first ones in the order of a hash of their class and name.
+def _is_part(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
+def _count_off(groups: Groups, how: str, count: int | float) -> Iterator[int]:
+    """So many images of every class, or such a part of them, the first in the order of a hash of their class and name.
 
     No process, seed, operating system or version of a library has a part in that order, nor have other images.
     """
     for name, files in groups.items():
         order = sorted(files, key=lambda file, name=name: hashlib.sha256(f"{name}/{file}".encode()).digest())
-        yield from (files[file] for file in order[:count])
+        yield from (files[file] for file in order[: count if how == PER_CLASS else max(1, round(count * len(order)))])
 
 
 def _look_up(groups: Groups, path: str) -> Iterator[int]:

@@ -106,7 +106,7 @@ def save(run: MaskRun, history: list[dict[str, Any]], path: Path) -> None:
         state_dict=model.state_dict(),
         optimizer=run.training.optimizer.state_dict(),
     )
-    masks = {"options": run.options.own(), **run.search.state_dict()}
+    masks = {"options": run.options.learning(), "setup_seconds": run.setup_seconds, **run.search.state_dict()}
     more = {"space": run.net.space.fingerprint, **supernet_state(run.training), "mask_search": masks}
     save_checkpoint(vars(state) | more, path)
 
@@ -119,9 +119,9 @@ def restore(run: MaskRun, path: Path) -> list[dict[str, Any]]:
     """
     state = read_checkpoint(path)
     masks = state.get("mask_search")
-    if not isinstance(masks, dict) or not {"options", "gates", "optimizer"} <= masks.keys():
-        raise ValueError(f"the checkpoint {str(path)!r} is of no search by masks")
-    options = run.options.training() | run.options.own()
+    if not isinstance(masks, dict) or not isinstance(masks.get("options"), dict):
+        raise ValueError(f"the checkpoint {str(path)!r} is of no search by masks; name another --experiment")
+    options = run.options.training() | run.options.learning()
     check_same_run(state | {"options": state["options"] | masks["options"]}, options, 1, path)
     if state.get("space") != run.net.space.fingerprint:
         raise ValueError(f"{str(path)!r} belongs to a different run: its space was another one")
@@ -130,4 +130,5 @@ def restore(run: MaskRun, path: Path) -> list[dict[str, Any]]:
     load_weights(run.training.model, state["state_dict"], path)
     load_part(run.training.optimizer, state, "optimizer", path)
     load_part(run.search, state, "mask_search", path)
+    run.setup_seconds = masks.get("setup_seconds", 0.0)
     return state["history"]

@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "classification"))
 from data_options import Counts, Names
 from options import TrainOptions
 
+from asvit_plugin.search.budget import Budget
 from asvit_plugin.search.latency_terms import LATENCY
 from asvit_plugin.search.mask_search import RANGES, MaskSearchSettings
 from asvit_plugin.search.vit_space import PARTS
@@ -81,6 +82,7 @@ class MaskSearchOptions(TrainOptions):
         self.demand("gate_passes", lambda value: value >= 1, "a whole number from 1 up")
         self.demand("samples", lambda value: value >= 0, "a whole number from 0 up")
         self.demand("decide", lambda value: bool(value) and set(value) <= set(PARTS), f"some of {', '.join(PARTS)}")
+        self.settings, self.budget  # noqa: B018  (refuse what does not go together)
         for name in EXCLUDED:
             if getattr(self, name):
                 raise ValueError(
@@ -116,6 +118,11 @@ class MaskSearchOptions(TrainOptions):
         return MaskSearchSettings(cost, getattr(self, self.cost) * unit, low, hard=self.hard_gates, **same)
 
     @property
+    def budget(self) -> Budget:
+        """What a net may cost, in the unit of its option."""
+        return Budget(f"--{self.cost}", lambda choice: 0.0, getattr(self, self.cost), self.budget_low)
+
+    @property
     def name(self) -> str:
         """Name of the search's folder."""
         return self.experiment or f"masks_{Path(self.supernet).stem or self.model}".replace("/", "_").replace(":", "_")
@@ -128,6 +135,11 @@ class MaskSearchOptions(TrainOptions):
     def own(self) -> dict[str, Any]:
         """Those options that train.py has not."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _TRAINING}
+
+    def learning(self) -> dict[str, Any]:
+        """Those of :meth:`own` that say what is learned, with the budget as it is meant."""
+        own = {name: value for name, value in self.own().items() if name != "samples"}
+        return own | {"budget_low": self.budget.low}
 
     def training(self) -> dict[str, Any]:
         """Those options that train.py has."""

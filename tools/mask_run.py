@@ -25,7 +25,7 @@ from assembly import make_data_config, make_lr_scheduler, make_optimizer, make_p
 from checkpoints import load_weights, read_foreign
 from data import count_classes, make_eval_loader, make_train_loader, open_dataset
 from engine import Process, Training, evaluate, make_autocast
-from holdout import PER_CLASS, split_off
+from holdout import SHARE, split_off
 from mask_options import MaskSearchOptions
 from pretrained import make_model
 from supernet_training import make_supernet_model
@@ -41,12 +41,14 @@ class MaskRun:
         training: What weights are trained with.
         search: The gates' part.
         gate_loader: Images that gates learn from, augmented as those of the weights.
+        setup_seconds: Wall time before the first epoch, of measuring latency above all.
     """
 
     options: MaskSearchOptions
     training: Training
     search: MaskSearch
     gate_loader: torch.utils.data.DataLoader
+    setup_seconds: float = 0.0
 
     @property
     def net(self) -> GatedNet:
@@ -131,14 +133,18 @@ def make_net(options: MaskSearchOptions, num_classes: int | None) -> GatedNet:
 
 
 def _part(options: MaskSearchOptions, gates: bool) -> Dataset:
-    """The training images that gates learn from, or those of the weights: as many of every class."""
+    """The training images that gates learn from, or those of the weights: the same share of every class."""
     whole = open_dataset(options, training=True)
-    classes = count_classes(options, whole) or 1
-    count = max(1, round(options.gate_share * len(whole) / classes))
     try:
-        return split_off(whole, [PER_CLASS, count], training=not gates)
+        part = split_off(whole, [SHARE, options.gate_share], training=not gates)
     except ValueError as error:
         raise ValueError(f"--gate-share is {options.gate_share}; {str(error).partition('; ')[2]}") from error
+    if gates and len(part) < options.batch_size:
+        raise ValueError(
+            f"--gate-share is {options.gate_share}, which is {len(part)} images; it must be a batch of them at least, "
+            f"--batch-size {options.batch_size}"
+        )
+    return part
 
 
 def tabulate_latency(net: GatedNet, options: MaskSearchOptions, input_size: tuple[int, ...], process: Process) -> None:

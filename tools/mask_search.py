@@ -1,6 +1,6 @@
 """The best net within a budget, by gates that learn beside the weights (DMaskingNAS).
 
-    python tools/mask_search.py --config classification/recipes/digits_supernet.yaml --macs 3.5e6
+    python tools/mask_search.py --config classification/recipes/digits_supernet.yaml --macs 3.5e6 --experiment masks
     python tools/mask_search.py --supernet sr_tiny_mh --data-dir /data/imagenet --macs 1.8e9 --epochs 120
     python tools/mask_search.py --model deit_small_patch16_224 --pretrained --data-dir /data/imagenet --macs 2e9
 
@@ -31,14 +31,17 @@ History = list[dict[str, Any]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(MaskSearchOptions, argv)
-    folder = options.folder
+    folder, started = options.folder, time.perf_counter()
+    unit = "" if options.latency is None else " (--latency and --budget-low are in milliseconds)"
     try:
         checkpoint = find_checkpoint(options.resume, folder)
         run = make_run(options)
         history = restore(run, checkpoint) if checkpoint else start(run)
         folder.mkdir(parents=True, exist_ok=True)
     except MISTAKES as error:
-        exit_with(str(error))
+        exit_with(f"{error}{unit if 'budget' in str(error) else ''}")
+    if not checkpoint:
+        run.setup_seconds = time.perf_counter() - started
     try:
         search(run, folder, history)
         started = time.perf_counter()
@@ -96,10 +99,13 @@ def choose(run: MaskRun) -> list[dict[str, Any]]:
 
 def epoch_line(row: dict[str, Any], run: MaskRun) -> str:
     """A finished epoch on one line."""
-    gates = "" if row["gate_loss"] is None else f"gates {row['gate_loss']:.4f}   "
+    start = f"epoch {row['epoch'] + 1:3d}   loss {row['train_loss']:.4f}   "
+    cost, top1 = run.search.settings.cost, f"top-1 {row['top1']:.2f} %"
+    if row["gate_loss"] is None:  # options are alike, and the largest net comes first
+        return f"{start}largest net: {row['argmax_cost']:.4g} {cost}, {top1}"
     return (
-        f"epoch {row['epoch'] + 1:3d}   loss {row['train_loss']:.4f}   {gates}expected {run.search.settings.cost} "
-        f"{row['expected_cost']:.4g}   most probable net {row['argmax_cost']:.4g}, top-1 {row['top1']:.2f} %"
+        f"{start}gates {row['gate_loss']:.4f}   expected {cost} {row['expected_cost']:.4g}   most probable net "
+        f"{row['argmax_cost']:.4g}, {top1}"
     )
 
 

@@ -38,6 +38,7 @@ def write_report(run: MaskRun, history: Rows, nets: Rows, judging_seconds: float
         "reach": run.net.reach(run.search.settings.cost),
         **run_record(),
         **{name: sum(row[name] for row in history) for name in ("seconds", "processor_seconds")},
+        "setup_seconds": run.setup_seconds,
         "judging_seconds": judging_seconds,
         "history": history,
     }
@@ -62,10 +63,14 @@ def recipe(net: dict[str, Any], run: MaskRun) -> dict[str, Any]:
         each.name: getattr(run.options, each.name) for each in fields(TrainOptions) if each.name not in _NOT_INHERITED
     }
     chans, side, _ = run.training.data_config["input_size"]
-    own = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}
-    kwargs = {name: value for name, value in net["arguments"].items() if name not in own}
+    said = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}
+    kwargs = {name: value for name, value in net["arguments"].items() if name not in said}
     shape = {"img_size": side, "in_chans": chans, "num_classes": run.training.model.num_classes}
-    return {**options, **shape, "model": net["model"], "model_kwargs": kwargs, "experiment": f"{run.options.name}_best"}
+    # The searched model's own preprocessing is not that of every net of its kind.
+    config = {name: run.training.data_config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
+    config |= {name: list(config[name]) for name in ("mean", "std")}
+    own = {"model": net["model"], "model_kwargs": kwargs, "experiment": f"{run.options.name}_best"}
+    return {**options, **shape, **config, **own}
 
 
 def print_answer(nets: Rows, run: MaskRun, output: Path) -> None:

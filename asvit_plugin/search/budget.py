@@ -45,7 +45,7 @@ class Budget:
             )
 
     def __str__(self) -> str:
-        return f"{self.low:.4g} to {self.high:.4g} {self.name}"
+        return f"{self.low:.7g} to {self.high:.7g} {self.name}"
 
 
 def network_cost(

@@ -57,6 +57,10 @@ class Table:
     names: tuple[str, ...]
     values: torch.Tensor
 
+    def at(self, choice: Mapping[str, Any], decisions: Mapping[str, Sequence[Any]]) -> float:
+        """The number for a choice of the decisions' options."""
+        return self.values[tuple(decisions[name].index(choice[name]) for name in self.names)].item()
+
     def expected(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The mean number, for options that are drawn independently with the given weights (double, on the CPU)."""
         values = self.values
@@ -97,6 +101,30 @@ def size_tables(nets: Nets) -> dict[Size, Table]:
     }
     _check(nets, tables)
     return tables
+
+
+class IdleDecisions:
+    """Tells which decisions change nothing of a choice's net: those of the insides of blocks that it has not.
+
+    Args:
+        space: The space of the nets.
+        sizes: Their :func:`size_tables`.
+    """
+
+    def __init__(self, space: Space, sizes: Mapping[Size, Table]) -> None:
+        self._decisions = space.decisions
+        shared = {name for (what, *_), table in sizes.items() if what not in ("heads", "mlp") for name in table.names}
+        self._inside: dict[str, set[tuple[int, int]]] = {}
+        for (_, *block), table in sizes.items():
+            for name in set(table.names) - shared:
+                self._inside.setdefault(name, set()).add(tuple(block))
+        blocks = set().union(*self._inside.values())
+        self._exists = {(stage, block): sizes["exists", stage, block] for stage, block in blocks}
+
+    def __call__(self, choice: Mapping[str, Any]) -> set[str]:
+        """Names of the decisions that are idle in a choice."""
+        missing = {block for block, table in self._exists.items() if not table.at(choice, self._decisions)}
+        return {name for name, blocks in self._inside.items() if blocks <= missing} if missing else set()
 
 
 def cost_tables(nets: Nets, sizes: Mapping[Size, Table], cost: Cost) -> list[Table]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +28,7 @@ class GatedMask(nn.Module):
     def __init__(self, mask: ChannelMask, kept: Table, size: int) -> None:
         super().__init__()
         self.mask, self.kept, self.size = mask, kept, size
+        self._channels = {place: int(value) for place, value in np.ndenumerate(kept.values.numpy())}
         options = kept.values.flatten()
         widths = options[options > 0].unique()
         keeping = (options >= widths[:, None]).to(torch.get_default_dtype())
@@ -45,7 +47,7 @@ class GatedMask(nn.Module):
 
     def fix(self, places: Mapping[str, int]) -> None:
         """Take one net, given by the numbers of its options, for the next batches; no mask where it is whole."""
-        kept = int(self.kept.values[tuple(places[name] for name in self.kept.names)])
+        kept = self._channels[tuple(places[name] for name in self.kept.names)]
         if kept == self.size:
             self.mask.weights = None
         elif self.mask.place == "branch":

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checks import check_choice
 from ..models.vit_resnas_costs import network_macs, network_params
-from .gated_costs import Cost, Nets, Table, cost_tables, size_tables
+from .gated_costs import Cost, IdleDecisions, Nets, Table, cost_tables, size_tables
 from .gated_masks import gated_masks
 from .importance import reorder
 from .mask_gates import Gates
@@ -50,12 +50,19 @@ class GatedNet(nn.Module):
         super().__init__()
         self.nets = nets
         self.network = network
-        self.gates = Gates(nets.space)
         self._sizes = size_tables(nets)
+        self.gates = Gates(nets.space, IdleDecisions(nets.space, self._sizes))
         self._masks = gated_masks(masks, self._sizes, nets.largest)
         self._tables: dict[str, list[Table]] = {}
+        self._join(next(network.parameters()))
         for name, cost in costs.items():
             self.add_cost(name, cost)
+
+    def _join(self, weight: torch.Tensor) -> None:
+        """Take gates and masks to a weight's device, in its type or single precision; what has no data stays."""
+        place = {} if weight.is_meta else {"device": weight.device}
+        for module in (self.gates, self._masks):
+            module.to(dtype=torch.promote_types(weight.dtype, torch.float32), **place)
 
     @property
     def space(self) -> Space:
@@ -70,6 +77,7 @@ class GatedNet(nn.Module):
     def forward(self, images: torch.Tensor) -> Output:
         """What the present mixture makes of images (B, C, H, W): logits, or whatever the net gives in training.
 
+        Features of a net without a classifier have the largest net's channels, zeros behind those of a narrower one.
         With gradient checkpointing, a batch's backward pass must come before the next forward pass.
         """
         self._set_masks()

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..costs.analytic import block_macs
 from ..models import NetworkDef
-from ..models.scaled_vit import ScaledViT, sample_tokens, spread_tokens
+from ..models.scaled_vit import ScaledViT, StridedViT, sample_tokens, spread_tokens
 from .gated_costs import Cost, Nets
 from .gated_net import TOKEN_STRIDE, GatedNet
 from .space import Space
@@ -22,6 +22,7 @@ from .vit_slices import count_params, slice_vit
 from .vit_space import PARTS, vit_definition, vit_network, vit_space, vit_stride
 
 _EPS = 1e-6  # of all norms of scaled_vit
+_SHAPE = {"depth", "embed_dim", "num_heads", "head_dim", "mlp_ratio", "token_stride"}  # arguments of the nets
 
 
 class GatedViT(GatedNet):
@@ -69,10 +70,18 @@ class GatedViT(GatedNet):
             kwargs: More arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
         Raises:
-            ValueError: where the choice is none of the space, and for arguments with which its weights do not fit.
+            ValueError: where the choice is none of the space, and for arguments that it decides or with which its
+                weights do not fit.
         """
+        decided = sorted(_SHAPE & kwargs.keys())
+        if decided:
+            raise ValueError(f"{decided[0]} is {kwargs[decided[0]]!r}; it is the choice that decides it")
         name, arguments = self.space.arguments(choice)
-        overlay = {**_preprocessing(self.network), **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+        overlay = {
+            **_preprocessing(self.network),
+            **_input_config(self.network, kwargs),
+            **(kwargs.pop("pretrained_cfg_overlay", None) or {}),
+        }
         with torch.device("meta"):
             model = timm.create_model(name, pretrained_cfg_overlay=overlay, **{**arguments, **kwargs})
         weights = slice_vit(dict(self.network.named_parameters()), self.nets.network(choice))
@@ -83,6 +92,13 @@ class GatedViT(GatedNet):
             reason = " ".join(str(error).split())
             raise ValueError(f"the weights of the choice do not fit a net with {kwargs}: {reason}") from error
         return model.train(self.training)
+
+
+def _input_config(model: VisionTransformer, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a net takes and gives, for its configuration."""
+    size = kwargs.get("img_size", model.patch_embed.img_size)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return {"input_size": (model.in_chans, height, width), "num_classes": model.num_classes}
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -151,7 +167,7 @@ def vit_arguments(model: VisionTransformer) -> dict[str, Any]:
         "pos_drop_rate": model.pos_drop.p,
         "proj_drop_rate": block.attn.proj_drop.p,
         "attn_drop_rate": block.attn.attn_drop.p,
-        "drop_path_rate": getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
+        "drop_path_rate": round(getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0), 6),  # a float32
     }
     return {name: value for name, value in found.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
@@ -167,11 +183,11 @@ _DEFAULTS = {
 
 def _problems(model: nn.Module) -> Iterator[str]:
     """What keeps a model from being masked."""
+    if isinstance(model, StridedViT):
+        yield f"its blocks see every {model.token_stride}. row and column of tokens already; take token_stride out"
+        return
     if type(model) not in (VisionTransformer, ScaledViT):
-        yield (
-            "its class must be VisionTransformer or ScaledViT itself; this one has parts of its own (such as a "
-            "distillation token)"
-        )
+        yield "its class must be VisionTransformer or ScaledViT itself, without parts of its own"
         return
     kinds = {"": Block, "attn": Attention, "mlp": Mlp}
     for number, block in enumerate(model.blocks):

@@ -18,11 +18,11 @@ _MOST_DRAWS = 20_000
 
 
 def most_probable(gates: Gates, budget: Budget) -> Choice:
-    """The most probable net within a budget.
+    """The most probable net within a budget, whichever choices give it.
 
-    Where none of the first 10,000 nets is within it, one that no change of two decisions betters. It is looked for from
-    a net on the way between a cheaper and a dearer one; where options are equally probable that may be none within the
-    budget, and a drawn one takes its place.
+    It is the best of the 10,000 most probable choices; where none of them is within the budget, one on the way between
+    a cheaper and a dearer net, or, where options are equally probable and that has none, one that is drawn. No change
+    of two decisions betters it.
 
     Args:
         gates: The gates.
@@ -34,12 +34,14 @@ def most_probable(gates: Gates, budget: Budget) -> Choice:
     look, start = _Look(gates, budget), gates.argmax()
     for _, values in zip(range(_FIRST), gates.by_probability(list(gates))):
         look.at(start | values)
-        if look.best is not None:
+        if look.best is not None and gates.idle is None:
             return look.best
+    if look.best is not None:
+        return look.bettered()
     cheap, dear = look.around(start)
     for choice in (*look.between(cheap, dear), *look.between(dear, cheap)):
         look.at(choice)
-    for drawing in (gates, Gates(gates.space)):  # sure gates draw few different nets, undecided ones many
+    for drawing in (gates, Gates(gates.space, gates.idle)):  # sure gates draw few different nets, undecided ones many
         if look.best is None:
             sampled(drawing, replace(budget, cost=look.at), 1, np.random.default_rng(0))
     if look.best is None:
@@ -55,12 +57,12 @@ def sampled(
     ``known`` is none of them.
     """
     found: dict[tuple[Any, ...], Choice] = {}
-    seen = set() if known is None else {tuple(known.values())}
+    seen = set() if known is None else {gates.net_of(known)}
     for _ in range(_MOST_DRAWS):
         if len(found) == count:
             break
         choice = gates.sample_choice(rng)
-        key = tuple(choice.values())
+        key = gates.net_of(choice)
         if key not in seen and budget.low <= budget.cost(choice) <= budget.high:
             found[key] = choice
         seen.add(key)
@@ -75,7 +77,7 @@ def judged_nets(gates: Gates, budget: Budget, count: int, seed: int = 0) -> list
     """
     first = most_probable(gates, budget)
     drawn = sampled(gates, budget, count, np.random.default_rng(seed), known=first)
-    how = "argmax" if first == gates.argmax() else "moved"
+    how = "argmax" if gates.net_of(first) == gates.net_of(gates.argmax()) else "moved"
     return [(how, first), *(("sampled", choice) for choice in drawn)]
 
 
@@ -92,7 +94,7 @@ class _Look:
 
     def log(self, choice: Mapping[str, Any]) -> float:
         """Logarithm of a net's probability, asked for often."""
-        return sum(logs[choice[name]] for name, logs in self._logs.items())
+        return sum(self._logs[name][option] for name, option in self.gates.net_of(choice))
 
     def at(self, choice: Choice) -> float:
         """The cost of a net, which is remembered."""

@@ -7,11 +7,12 @@ Dimensions", 2020 (arXiv 2004.05565).
 import heapq
 import math
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .expressions import Expression
@@ -34,14 +35,22 @@ class MaskGate(nn.Module):
         super().__init__()
         self.options = tuple(options)
         self.logits = nn.Parameter(torch.zeros(len(self.options)))
-        self.drawn: torch.Tensor | None = None  # (K,); None for uniform weights
+        self._fixed: int | None = None  # place of the option that is taken alone
+        self._draw: tuple[torch.Tensor, float, bool] | None = None  # noise (K,), temperature, hard
 
     @property
     def weights(self) -> torch.Tensor:
-        """The present mixture (K,), which sums to 1."""
-        if self.drawn is None:
+        """The present mixture (K,), which sums to 1; each time with a graph of its own."""
+        if self._fixed is not None:
+            place = torch.tensor(self._fixed, device=self.logits.device)
+            return F.one_hot(place, len(self.options)).to(self.logits)
+        if self._draw is None:
             return torch.full_like(self.logits, 1 / len(self.options), requires_grad=False)
-        return self.drawn.to(self.logits)
+        noise, temperature, hard = self._draw
+        soft = ((self.logits + noise.to(self.logits)) / temperature).softmax(0)
+        if not hard:
+            return soft
+        return F.one_hot(soft.argmax(), len(self.options)).to(soft) + (soft - soft.detach())
 
     @property
     def probabilities(self) -> torch.Tensor:
@@ -53,22 +62,15 @@ class MaskGate(nn.Module):
         # Drawn on the CPU, so that devices draw alike; -log of an exponential variable is a Gumbel variable.
         exponential = torch.empty(len(self.options)).exponential_(generator=generator)
         noise = -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
-        soft = ((self.logits + noise.to(self.logits)) / temperature).softmax(0)
-        self.drawn = _one_hot(soft, int(soft.argmax())) + (soft - soft.detach()) if hard else soft
+        self._fixed, self._draw = None, (noise, temperature, hard)
 
     def fix(self, option: Any) -> None:
         """Take one option alone; no gradient reaches the logits."""
-        self.drawn = _one_hot(self.logits.detach(), self.options.index(option))
+        self._fixed = self.options.index(option)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: a draw goes along without its graph."""
-        return {**vars(self), "drawn": None if self.drawn is None else self.drawn.detach()}
-
-
-def _one_hot(like: torch.Tensor, index: int) -> torch.Tensor:
-    weights = torch.zeros_like(like, requires_grad=False)
-    weights[index] = 1
-    return weights
+    def uniform(self) -> None:
+        """Mix all options evenly; no gradient reaches the logits."""
+        self._fixed = self._draw = None
 
 
 class Gates(nn.ModuleDict):
@@ -79,12 +81,13 @@ class Gates(nn.ModuleDict):
 
     Args:
         space: The space.
+        idle: Decisions that change nothing of a choice's net, such as the heads of a block that it has not.
 
     Raises:
         ValueError: where no decision has two options.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, idle: Callable[[Mapping[str, Any]], Collection[str]] | None = None) -> None:
         open_ones = {name: MaskGate(choices) for name, choices in space.decisions.items() if len(choices) > 1}
         if not open_ones:
             raise ValueError(
@@ -92,6 +95,7 @@ class Gates(nn.ModuleDict):
             )
         super().__init__(open_ones)
         self.space = space
+        self.idle = idle
         self.fixed: Choice | None = None
 
     # The present mixture ----------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ class Gates(nn.ModuleDict):
         """Mix all options of a decision evenly until the next draw; no gate gets a gradient."""
         self.fixed = None
         for gate in self.values():
-            gate.drawn = None
+            gate.uniform()
 
     def present(self) -> Choice | None:
         """The net that is computed now; None for a mixture of several."""
@@ -149,7 +153,7 @@ class Gates(nn.ModuleDict):
         return {name: gate.probabilities for name, gate in self.items()}
 
     def argmax(self) -> Choice:
-        """The most probable net that meets the constraints.
+        """The most probable option of every decision, or the nearest to that which meets the constraints.
 
         Raises:
             ValueError: where none of the first 10,000 does.
@@ -178,9 +182,15 @@ class Gates(nn.ModuleDict):
                 return choice
         raise ValueError(f"none of {_TRIES} drawn nets meets the constraints of space {self.space.name!r}")
 
+    def net_of(self, choice: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """What tells a choice's net from others: the options of all decisions that change something."""
+        idle = self.idle(choice) if self.idle else ()
+        return tuple((name, choice[name]) for name in self if name not in idle)
+
     def log_probability(self, choice: Mapping[str, Any]) -> float:
-        """Natural logarithm of the probability that the options of a choice are drawn."""
-        return sum(logs[choice[name]] for name, logs in self.log_probabilities().items())
+        """Natural logarithm of the probability that a choice's net is drawn, by whichever choice."""
+        logs = self.log_probabilities()
+        return sum(logs[name][option] for name, option in self.net_of(choice))
 
     def log_probabilities(self) -> dict[str, dict[Any, float]]:
         """Natural logarithm of the probability of every option, by decision."""

@@ -69,6 +69,10 @@ class MaskSearchSettings:
         for name, (allowed, sentence) in RANGES.items():
             if not allowed(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is {sentence}")
+        if self.last_temperature > self.temperature:
+            raise ValueError(
+                f"last_temperature is {self.last_temperature!r}; it must not be above temperature, {self.temperature!r}"
+            )
 
 
 class MaskSearch:
@@ -99,7 +103,7 @@ class MaskSearch:
                 f"budget is {self.budget}, which no net has: those of space {net.space.name!r} reach from {least:.6g} "
                 f"to {most:.6g}"
             )
-        self.first = math.ceil(settings.gates_from * epochs)
+        self.first = math.ceil(round(settings.gates_from * epochs, 9))
         if self.first >= epochs:
             raise ValueError(f"gates_from is {settings.gates_from}; of {epochs} epochs that leaves none for gates")
         most_probable(net.gates, self.budget)  # a gap between nets is refused now, not when all is trained
@@ -123,7 +127,7 @@ class MaskSearch:
     def temperature(self) -> float:
         """Of this epoch's draws."""
         how, last = self.settings, self.epochs - 1
-        part = (self.epoch - self.first) / (last - self.first) if last > self.first else 0.0
+        part = (self.epoch - self.first) / (last - self.first) if last > self.first else 1.0
         return how.temperature * (how.last_temperature / how.temperature) ** max(part, 0.0)
 
     @property

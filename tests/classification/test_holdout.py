@@ -51,6 +51,14 @@ def write(path: Path, content: object) -> str:
 # Which images ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_share_is_of_every_class(images: Path) -> None:
+    held_out, rest = names(images, "share", "0.25"), names(images, "share", "0.25", training=True)
+    assert Counter(each.split("/")[0] for each in held_out) == {name: round(0.25 * n) for name, n in COUNTS.items()}
+    assert not set(held_out) & set(rest)
+    assert len(held_out) + len(rest) == sum(COUNTS.values())
+    assert set(names(images, "share", "0.01")) < set(held_out)  # one of every class at least
+
+
 def test_parts_are_the_split(images: Path) -> None:
     held_out, rest = names(images, "per-class", "3"), names(images, "per-class", "3", training=True)
     assert Counter(each.split("/")[0] for each in held_out) == {"dark": 3, "bright": 3}
@@ -204,11 +212,17 @@ def test_classes_with_too_few_images(count: str, images: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["per-class"], ["per-class", "0"], ["per-class", "-1"], ["per-class", "many"], ["a", "b"], ["a", "b", "c"]],
+    [
+        *(["per-class", *number] for number in ([], ["0"], ["-1"], ["many"])),
+        *(["share", *part] for part in ([], ["1"], ["some"])),
+        ["a", "b"],
+        ["a", "b", "c"],
+    ],
 )
 def test_words_that_say_nothing(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert "allowed is per-class NUMBER with a whole number from 1 up, a FILE, or none" in (
-        refusal(capfd, "--holdout", *words)
+    message = refusal(capfd, "--holdout", *words)
+    assert (
+        "allowed is per-class NUMBER with a whole number from 1 up, share PART with a part between 0 and 1" in message
     )
 
 

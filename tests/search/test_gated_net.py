@@ -157,9 +157,25 @@ def test_a_mixture_of_widths_of_one_layer_is_the_mean_of_its_nets() -> None:
         net(x)
     net.gates.fix(whole)
     net.gates.fixed = None
-    net.gates["mlp_a"].drawn = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    net.gates["mlp_a"].draw(1.0, hard=False, generator=torch.Generator().manual_seed(0))
+    parts = net.gates["mlp_a"].weights.detach()
+    assert parts.min() > 0.05
     net(x)
-    assert_same(seen[3], 0.5 * seen[0] + 0.3 * seen[1] + 0.2 * seen[2])
+    assert_same(seen[3], parts[0] * seen[0] + parts[1] * seen[1] + parts[2] * seen[2])
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_several_batches_learn_from_one_draw(hard: bool) -> None:
+    net = gated(ONE_STAGE, training=True)
+    net.gates.draw(1.0, hard, torch.Generator().manual_seed(0))
+    x, gradients = images(net), []
+    for _ in range(2):
+        net.zero_grad()
+        net(x).square().sum().backward()
+        gradients.append({name: gate.logits.grad.clone() for name, gate in net.gates.items()})
+    for name, first in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], first)
+    assert max(each.abs().max() for each in gradients[0].values()) > 0
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])

@@ -1,7 +1,10 @@
 """Gates over the nets inside a plain ViT: DeiT and its kin, as they are, cut out, reordered and with fewer tokens."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ from torch import nn
 
 from asvit_plugin.costs import macs, params
 from asvit_plugin.models.scaled_vit import ScaledViT, StridedViT, sample_tokens, spread_tokens
+from asvit_plugin.search.budget import Budget
 from asvit_plugin.search.gated_vit import GatedViT, gate_vit
 from asvit_plugin.search.importance import reorder
+from asvit_plugin.search.mask_choice import judged_nets, most_probable
 from asvit_plugin.search.space import Choice, Space
 
 SMALL: dict[str, Any] = dict(img_size=32, depth=3, num_heads=4, head_dim=6, num_classes=5)
@@ -194,7 +199,8 @@ def test_nets_keep_the_preprocessing() -> None:
     net = gate_vit(whole)
     for kwargs in ({}, {"pretrained_cfg_overlay": {"crop_pct": 1.0}}):
         alone = net.extract(net.smallest_choice(), **kwargs)
-        expected = resolve_data_config(model=whole) | kwargs.get("pretrained_cfg_overlay", {})
+        expected = resolve_data_config(model=whole) | {"input_size": (3, 32, 32)}
+        expected |= kwargs.get("pretrained_cfg_overlay", {})
         assert resolve_data_config(model=alone) == expected
         assert {name: alone.pretrained_cfg[name] for name in own} == {name: expected[name] for name in own}
 
@@ -337,6 +343,51 @@ def test_smaller_nets_take_what_is_important() -> None:
     assert_same(small(x), net(x))
 
 
+# Chosen nets ----------------------------------------------------------------------------------------------------------
+
+
+def test_decisions_of_blocks_that_are_gone_tell_no_nets_apart() -> None:
+    """The probabilities of the 12 different nets of 16 choices sum to 1, and no net is drawn twice."""
+    net = gate_vit(model(**SMALL | {"num_heads": 2}), {"depth": None, "num_heads": None})
+    for gate in net.gates.values():
+        nn.init.normal_(gate.logits)
+    choices = [dict(zip(net.space.decisions, values)) for values in product(*net.space.decisions.values())]
+    nets = {net.gates.net_of(choice): choice for choice in choices}
+    built = {str(net.space.arguments(choice)) for choice in choices}
+    assert (len(choices), len(nets), len(built)) == (16, 12, 12)
+    assert sum(math.exp(net.gates.log_probability(choice)) for choice in nets.values()) == pytest.approx(1)
+    budget = Budget("macs", partial(net.cost_of, "macs"), net.reach("macs")[1], 0)
+    found = [choice for _, choice in judged_nets(net.gates, budget, 20)]
+    assert len({net.gates.net_of(choice) for choice in found}) == len(found) == 12
+    found = most_probable(net.gates, budget)
+    assert net.gates.net_of(found) == max(nets, key=lambda each: net.gates.log_probability(nets[each]))
+
+
+def test_gates_are_where_the_model_is_and_as_precise() -> None:
+    net = gate_vit(model(**SMALL), {"embed_dim": None})
+    assert {each.dtype for each in net.gates.parameters()} == {torch.float64}
+    half = gate_vit(model(**SMALL).bfloat16(), {"embed_dim": None})
+    assert {each.dtype for each in half.gates.parameters()} == {torch.float32}
+
+
+def test_features_of_a_narrower_net_end_in_zeros() -> None:
+    net = gate_vit(model(**SMALL | {"num_classes": 0}), {"embed_dim": (12,), "num_heads": None})
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    choice = net.smallest_choice()
+    net.gates.fix(choice)
+    features = net(x)
+    torch.testing.assert_close(features[:, :12], net.extract(choice)(x), rtol=1e-10, atol=1e-10)
+    assert features.shape == (2, 24)
+    assert not features[:, 12:].any()
+
+
+def test_a_net_says_what_it_takes_and_gives() -> None:
+    net = gate_vit(model(**SMALL | {"in_chans": 1}), {"embed_dim": None})
+    cut = net.extract(net.smallest_choice())
+    assert resolve_data_config(model=cut)["input_size"] == (1, 32, 32)
+    assert cut.pretrained_cfg["num_classes"] == 5
+
+
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 
@@ -344,9 +395,9 @@ def test_smaller_nets_take_what_is_important() -> None:
     ("name", "kwargs", "message"),
     [
         ("swin_tiny_patch4_window7_224", {}, "SwinTransformer: its class must be VisionTransformer or ScaledViT"),
-        ("deit_tiny_distilled_patch16_224", {}, "VisionTransformerDistilled: its class must be .* distillation token"),
+        ("deit_tiny_distilled_patch16_224", {}, "VisionTransformerDistilled: its class must be .* parts of its own"),
         ("vit_resnas_tiny", {}, "ViTResNAS: its class must be"),
-        ("scaled_vit", {"token_stride": 2}, "StridedViT: its class must be"),
+        ("scaled_vit", {"token_stride": 2}, "StridedViT: its blocks see every 2. row and column of tokens already"),
         (
             "castling_deit_tiny_patch16_224",
             {},

@@ -174,6 +174,19 @@ def test_plain_vit_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     train.main([*argv, "--output", str(tmp_path), "--epochs", "1", "--warmup-epochs", "0", "--tensorboard", "false"])
 
 
+def test_the_recipe_keeps_the_preprocessing_of_the_searched_model(tmp_path: Path) -> None:
+    """A scaled_vit has ImageNet's mean and deviation, its source may have others."""
+    train.main(
+        [*VIT[:-4], *DATA[:-2], "--epochs", "1", "--warmup-epochs", "0", "--mean", "0.2", "--std", "0.7"]
+        + ["--output", str(tmp_path), "--experiment", "whole", "--tensorboard", "false"]
+    )
+    argv = [*VIT, *DATA, "--samples", "0", "--decide", "mlp_hidden", "--params", "4e4", "--budget-low", "2.3e4"]
+    argv += ["--pretrained-path", str(tmp_path / "whole" / "export"), "--mean", "0.2", "--std", "0.7"]
+    mask_search.main([*argv, "--output", str(tmp_path), "--experiment", "run"])
+    recipe = yaml.safe_load((tmp_path / "run" / "best.yaml").read_text())
+    assert (recipe["mean"], recipe["std"], recipe["crop_pct"]) == ([0.2], [0.7], 1.0)
+
+
 def test_token_strides_within_a_latency(tmp_path: Path) -> None:
     argv = [*VIT, *DATA, "--decide", "embed_dim", "token_stride", "--embed-dims", "16", "--token-strides", "2"]
     argv += ["--latency", "1e3", "--budget-low", "1e-3", "--output", str(tmp_path), "--experiment", "run"]
@@ -211,7 +224,12 @@ def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("--macs 1e6 --embed-dims 999", "options of embed_dim have 999"),
         ("--macs 3e5 --gates-from 0.9", "gates_from is 0.9; of 2 epochs that leaves none for gates"),
         ("--macs 1e6 --gate-share 1", "--gate-share is 1.0; allowed is between 0 and 1"),
-        ("--macs 1e6 --gate-share 0.001 --batch-size 64", "there are only 10 training images"),
+        (
+            "--macs 1e6 --gate-share 0.001 --batch-size 64",
+            "--gate-share is 0.001, which is 10 images; it must be",
+        ),
+        ("--macs 1e6 --temperature 0.1", "last_temperature is 0.35; it must not be above temperature, 0.1"),
+        ("--latency 1 --budget-low 2", "budget of --latency has low 2 and high 1; high must be positive"),
         ("--macs 1e6 --gate-passes 0", "--gate-passes is 0; allowed is a whole number from 1 up"),
         ("--macs 1e6 --model-ema", "--model-ema is True; it does not go with a search by masks"),
         ("--macs 1e6 --amp", "--amp-dtype is 'float16'"),
@@ -226,10 +244,12 @@ def test_refuses_to_go_on_with_another_search(
     space: list[str], searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--output", str(searched.parent), "--experiment", "run"]
+    mask_search.main([*space, *where, "--samples", "1"])  # judges others, and learns nothing
+    assert len(outcome(searched)[0]) == 2
     assert "--gate-lr was 0.05 and is 0.5" in refusal(capsys, [*space, *where, "--gate-lr", "0.5"])
     assert "--lr was" in refusal(capsys, [*space, *where, "--lr", "1"])
     (tmp_path / "run").mkdir()
     state = torch.load(searched / "last.pth.tar", weights_only=True)
     torch.save({**state, "mask_search": None}, tmp_path / "run" / "last.pth.tar")
     where = ["--output", str(tmp_path), "--experiment", "run"]
-    assert refusal(capsys, [*space, *where]).endswith("is of no search by masks")
+    assert refusal(capsys, [*space, *where]).endswith("is of no search by masks; name another --experiment")
