@@ -1,6 +1,7 @@
 """Building a model as timm does, with weight files that either fit wholly or are refused in one sentence."""
 
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,7 +13,12 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_model_input_config
 from torch import nn
 
+from .._timm_private import FeatureGetterNet
+from ..checks import check_choice, check_rate, check_whole
+
 _READ_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+_AMBIGUOUS = (AttributeError, KeyError, RuntimeError)  # what the building of a model may raise as well
+_LOADING = {"load_pretrained", "load_custom_pretrained", "load_state_dict", "describe_weights"}  # timm's, torch's, ours
 
 
 def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def build_model(
     model_cls: Callable[..., nn.Module],
     variant: str,
     pretrained: bool,
-    out_indices: int | tuple[int, ...],
+    features: int | tuple[int, ...],
     **kwargs: Any,
 ) -> nn.Module:
     """timm's ``build_model_with_cfg``, where a weight file that cannot be read or does not fit is a ``ValueError``.
@@ -44,33 +50,71 @@ def build_model(
         model_cls: Class of the model, or a function that builds it.
         variant: Its name.
         pretrained: Load weights.
-        out_indices: Features that ``features_only=True`` gives unless the user names others.
+        features: What ``features_only=True`` gives unless the user says ``out_indices``: the last n, or those of these
+            indices that the model has.
         kwargs: Arguments of the user and of timm. ``feature_cfg`` is merged, so that users can ask for
             ``feature_cfg=dict(norm=True)``, which timm's own models do not take.
     """
-    kwargs["feature_cfg"] = dict(out_indices=out_indices, feature_cls="getter", **kwargs.pop("feature_cfg", {}))
+    chosen = dict(kwargs.pop("feature_cfg", {}))
+    if "out_indices" in kwargs:
+        chosen["out_indices"] = kwargs.pop("out_indices")
+    own = "out_indices" not in chosen and "feature_cls" not in {**chosen, **kwargs}
+    kwargs["feature_cfg"] = {"feature_cls": PresentFeatures if own else "getter", "out_indices": features, **chosen}
     with reading_weights(variant, **kwargs) if pretrained else nullcontext():
         return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
 
 
+class PresentFeatures(FeatureGetterNet):
+    """timm's getter of features, which leaves out what a shallow model does not have."""
+
+    def __init__(self, model: nn.Module, out_indices: int | tuple[int, ...], **kwargs: Any) -> None:
+        count = len(model.feature_info)
+        if isinstance(out_indices, int):
+            present = min(out_indices, count)
+        else:
+            present = tuple(index for index in out_indices if index < count)
+        super().__init__(model, present, **kwargs)
+
+
 @contextmanager
 def reading_weights(variant: str, **kwargs: Any) -> Iterator[None]:
-    """Turn what a file or hub raises into one sentence; ``kwargs`` are timm's ``pretrained_cfg`` and its overlay."""
+    """Turn what a file or hub raises into one sentence; ``kwargs`` are timm's ``pretrained_cfg`` and its overlay.
+
+    What the building of the model raises, such as for a device that there is not, is let through.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except _READ_ERRORS as error:
+        if isinstance(error, _AMBIGUOUS) and not _raised_within(error, _LOADING):
+            raise
         cfg = {**_as_dict(kwargs.get("pretrained_cfg")), **(kwargs.get("pretrained_cfg_overlay") or {})}
         source = cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url") or "its default source"
         reason = _why_unreadable(error) if cfg.get("file") else _one_line(error)
         raise ValueError(f"pretrained weights of {variant} cannot be loaded from {source}: {reason}") from error
 
 
+def check_head(
+    num_classes: int, global_pool: str, pools: tuple[str, ...], in_chans: int = 3, drop_path_rate: float = 0.0
+) -> None:
+    """Refuse what no family takes of the arguments that all have; ``pools`` are those of this one."""
+    check_whole("num_classes", num_classes, least=0)
+    check_choice("global_pool", global_pool, pools)
+    check_whole("in_chans", in_chans)
+    check_rate("drop_path_rate", drop_path_rate)
+
+
 def check_img_size(field: str, img_size: int | tuple[int, int]) -> tuple[int, int]:
     """An image size as (height, width), both positive whole numbers."""
     size = tuple(to_2tuple(img_size))
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise ValueError(f"{field} is {img_size!r}; it must be a positive whole number or (height, width)")
     return size
+
+
+def _raised_within(error: BaseException, functions: set[str]) -> bool:
+    return any(frame.f_code.co_name in functions for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -82,8 +126,11 @@ def _why_unreadable(error: Exception) -> str:
     unsafe = text.partition("Unsupported globals: ")[2].partition(". No automatic")[0]
     if unsafe:
         return f"it holds objects that are not read for safety ({unsafe})"
-    readable = "Error(s) in loading" in text or "inconsistent with" in text  # what timm says of weights it could read
-    return text if readable else "it is no PyTorch or safetensors weight file"
+    if "Error(s) in loading" in text or "inconsistent with" in text:  # torch and timm, of weights that they could read
+        return text
+    if isinstance(error, (KeyError, RuntimeError)) and not _raised_within(error, {"load_state_dict"}):
+        return f"its weights do not fit the model ({text})"
+    return "it is no PyTorch or safetensors weight file"
 
 
 def _one_line(error: Exception) -> str:
@@ -112,8 +159,9 @@ def require_full_cover(state_dict: dict[str, Any], model: nn.Module, resampled: 
     first_conv = get_model_input_config(model)["first_conv"]
     classifier = {f"{name}.{leaf}" for name in _classifiers(cfg) for leaf in ("weight", "bias")}
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in classifier}
+    counters = "num_batches_tracked"  # older files of torch's lack them, and its strict loading lets them
     problems = {
-        "it lacks": [name for name in wanted if name not in state_dict],
+        "it lacks": [name for name in wanted if name not in state_dict and name.rpartition(".")[2] != counters],
         "the model has no": [name for name in state_dict if name not in wanted and name not in classifier],
         "of another shape are": [
             f"{name} {_shape(state_dict[name])} for {_shape(shape)}"

@@ -25,17 +25,19 @@ def create_castled(variant: str, base: str, pretrained: bool, **kwargs: Any) -> 
     Weights of the base model come through timm's own loading of it. A file, or a folder or hub repository that holds
     a castled model, is loaded whole: it may lack all that castling adds, and nothing else.
     """
-    if not timm.is_model(base.partition(".")[0]):
+    if not isinstance(base, str) or not timm.is_model(base.partition(".")[0]):
         raise ValueError(f"base is {base!r}; it must be the name of a timm model")
     cfg = _pretrained_cfg(variant, base, kwargs.pop("pretrained_cfg", None))
     overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
     whole = cfg.get("source") in ("hf-hub", "local-dir") or overlay.get("file") or overlay.get("state_dict")
-    source = dict(pretrained_cfg=cfg, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
+    # The base says its own name in its refusals; a castling model of a fixed base says the castling model's.
+    base_cfg = {**cfg, "architecture": base.partition(".")[0]} if variant == "castled" else cfg
+    source = dict(pretrained_cfg=base_cfg, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
     return build_model(
         partial(_build_castled, base=base, source=dict(source, pretrained=bool(pretrained and not whole))),
         variant,
         pretrained=bool(pretrained and whole),
-        out_indices=kwargs.pop("out_indices", 3),
+        features=3,
         pretrained_cfg=cfg,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
@@ -108,8 +110,8 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("dwconv must be '1d_head' in a castled model: timm's blocks do not say their token grid")
     unknown = set(options) - set(ATTENTION_OPTIONS)
     if unknown:
-        raise TypeError(f"{sorted(unknown)[0]!r} is no option of castling; those are {', '.join(ATTENTION_OPTIONS)}")
-    return options
+        raise ValueError(f"{sorted(unknown)[0]!r} is no option of castling; those are {', '.join(ATTENTION_OPTIONS)}")
+    return {name: getattr(value, "item", lambda value=value: value)() for name, value in options.items()}  # NumPy's
 
 
 def swap_attention(model: nn.Module, blocks: str | Sequence[str | int], options: dict[str, Any]) -> list[str]:

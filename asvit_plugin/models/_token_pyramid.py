@@ -6,6 +6,7 @@ from torch import nn
 
 from .._timm_private import feature_take_indices
 from ..checks import check_choice
+from ._build import check_head
 from ._multi_stage import MultiStageModel
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")  # timm's names
@@ -55,10 +56,10 @@ class TokenPyramid(MultiStageModel):
             global_pool: New pooling; None keeps the present one.
 
         Raises:
-            ValueError: for a pooling that there is not, or not for a distilled net.
+            ValueError: for a number of classes that there is not, or a pooling, also for a distilled net.
         """
         global_pool = self.global_pool if global_pool is None else global_pool
-        check_global_pool(global_pool, self.head_dist is not None)
+        check_token_head(num_classes, global_pool, self.head_dist is not None)
         self.num_classes = num_classes
         self.global_pool = global_pool
         dd = get_device_dtype(self)
@@ -124,7 +125,8 @@ class TokenPyramid(MultiStageModel):
             The features, (B, C_i, H_i, W_i) over the tokens that the image covers, or (``forward_features(x)``,
             features).
         """
-        assert output_fmt == "NCHW", f"output_fmt is {output_fmt}; only NCHW is offered"
+        if not torch.jit.is_scripting():
+            check_choice("output_fmt", output_fmt, ("NCHW",))
         height, width = x.shape[2], x.shape[3]
         take_indices, max_index = feature_take_indices(self.num_stages, indices)
         last = max_index if stop_early else self.num_stages - 1
@@ -147,8 +149,10 @@ class TokenPyramid(MultiStageModel):
         return (self.norm(x) if last == self.num_stages - 1 else x), intermediates
 
 
-def check_global_pool(global_pool: str, distilled: bool) -> None:
-    """Refuse a pooling that there is not; the two heads of a distilled net read its two tokens."""
-    check_choice("global_pool", global_pool, GLOBAL_POOLS)
+def check_token_head(
+    num_classes: int, global_pool: str, distilled: bool, in_chans: int = 3, drop_path_rate: float = 0.0
+) -> None:
+    """As :func:`check_head`; and the two heads of a distilled net read its two tokens."""
+    check_head(num_classes, global_pool, GLOBAL_POOLS, in_chans, drop_path_rate)
     if distilled and global_pool not in ("token", ""):
         raise ValueError(f"global_pool is {global_pool!r} with distilled=True; it must be 'token' or '' there")

@@ -8,96 +8,23 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import (
-    Attention,
-    ClNormMlpClassifierHead,
-    DropPath,
-    Mlp,
-    calculate_drop_path_rates,
-    get_device_dtype,
-    to_2tuple,
-    trunc_normal_,
-)
-from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, register_model
+from timm.layers import ClNormMlpClassifierHead, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
 from .._timm_private import feature_take_indices, update_model_input_size
-from ..checks import check_choice
-from ..layers import (
-    OverlapPatchEmbed,
-    PatchMerging,
-    add_pos_embed,
-    resample_pos_embed,
-    window_partition,
-    window_reverse,
-)
-from ._build import build_model, check_img_size, imagenet_cfg
+from ..checks import check_choice, check_whole
+from ..layers import OverlapPatchEmbed, PatchMerging, add_pos_embed, resample_pos_embed
+from ._build import build_model, check_head, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS, MultiStageModel
+from .as_vit_blocks import AsViTBlock, AsViTStage
 from .as_vit_genotype import AsViTGenotype
 from .as_vit_weights import checkpoint_filter_fn
 
 SEED_GENOTYPE = "8,2,3|4,1,2|4,1,4|4,1,6|32"  # topology found by the paper's search; the larger nets grow from it
 WINDOW_POLICIES = ("split", "size")
-
-
-class AsViTBlock(nn.Module):
-    """Pre-norm transformer block with attention inside windows, over (B, H, W, C)."""
-
-    num_windows: tuple[int, int]
-    window_size: tuple[int, int]
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.num_windows, self.window_size = (1, 1), (-1, -1)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-5, **dd)
-        # The attention width may be smaller than dim: heads * (dim // heads).
-        self.attn = Attention(
-            dim,
-            num_heads,
-            attn_head_dim=dim // num_heads,
-            qkv_bias=True,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            **dd,
-        )
-        self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        windows = window_partition(self.norm1(x), self.num_windows, self.window_size)
-        attended = self.attn(windows.flatten(3, 4).flatten(0, 2))  # (B * windows, tokens, C)
-        x = x + self.drop_path1(window_reverse(attended.reshape(windows.shape)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
-class AsViTStage(nn.Module):
-    """The merge that enters a stage (none before the first) and the stage's blocks, over (B, H, W, C)."""
-
-    def __init__(self, downsample: nn.Module, blocks: list[AsViTBlock]) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+GLOBAL_POOLS = ("avg", "max", "avgmax", "")  # timm's names
 
 
 class AsViT(MultiStageModel):
@@ -163,8 +90,8 @@ class AsViT(MultiStageModel):
         super().__init__()
         check_choice("window_policy", window_policy, WINDOW_POLICIES)
         check_choice("weight_init", weight_init, WEIGHT_INITS)
-        if not isinstance(stem_stride, int) or stem_stride < 1:
-            raise ValueError(f"stem_stride is {stem_stride!r}; it must be a whole number of pixels of at least 1")
+        check_head(num_classes, global_pool, GLOBAL_POOLS, in_chans, drop_path_rate)
+        check_whole("stem_stride", stem_stride)
         gene = AsViTGenotype.parse(genotype)
         self.genotype = str(gene)
         self.in_chans = in_chans
@@ -226,6 +153,8 @@ class AsViT(MultiStageModel):
             dilation: Pixels between two samples of the stem's kernel.
         """
         stride = self.stem_stride if stride is None else stride
+        check_whole("stride", stride)
+        check_whole("dilation", dilation)
         # In pixels: stage i has a token every stride * 2^i, and each axis of its grid must split evenly.
         unit = math.lcm(*(stride * 2**i * split for i, split in enumerate(self.splits)))
         region = (unit, unit) if self.window_policy == "split" else self._region(unit)
@@ -328,9 +257,14 @@ class AsViT(MultiStageModel):
         Args:
             num_classes: Classes of the new one; 0 removes it.
             global_pool: New pooling; None keeps the present one, "" with no classes removes the whole head.
+
+        Raises:
+            ValueError: for a number of classes or a pooling that there is not.
         """
+        global_pool = self.global_pool if global_pool is None else global_pool
+        check_head(num_classes, global_pool, GLOBAL_POOLS)
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.global_pool = global_pool
         bare = num_classes == 0 and not self.global_pool
         if bare == isinstance(self.head.pre_logits, nn.Identity):
             self.head.reset(num_classes, pool_type=global_pool)
@@ -388,7 +322,8 @@ class AsViT(MultiStageModel):
         Returns:
             The features, (B, C_i, ceil(H / stride_i), ceil(W / stride_i)), or (``forward_features(x)``, features).
         """
-        assert output_fmt == "NCHW", f"output_fmt is {output_fmt}; only NCHW is offered"
+        if not torch.jit.is_scripting():
+            check_choice("output_fmt", output_fmt, ("NCHW",))
         height, width = x.shape[2], x.shape[3]
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         x = self._tokenize(x)
@@ -435,7 +370,7 @@ def _create_as_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> AsV
         AsViT,
         variant,
         pretrained,
-        out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)),
+        features=(0, 1, 2, 3),
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

@@ -61,21 +61,21 @@ def castle(
     options = check_options(options)
     check_choice("mode", mode, tuple(MODES))
     check_choice("runtime", runtime, ATTENTION_RUNTIMES)
-    inner = unwrap_model(model)
-    inner = inner.model if isinstance(inner, FeatureGetterNet) else inner
     if images is not None and not options.get("output_gain", True):
         raise ValueError("images are given with output_gain=False; there are no gains to set on them")
+    inner = unwrap_model(model)
+    inner = inner.model if isinstance(inner, FeatureGetterNet) else inner
     if isinstance(blocks, str) and blocks == "auto":
         blocks = _blocks_that_pay(inner, img_size, runtime, table)
-    before = {name: block.attn for name, block in inner.named_modules() if name in castlable_attention(inner)}
+    before = castlable_attention(inner)
     names = swap_attention(inner, blocks, options)
     if images is not None:
         try:
             calibrate_gains(inner, images)
-        except (AssertionError, RuntimeError) as error:
+        except BaseException:
             for name in names:
                 inner.get_submodule(name).attn = before[name]
-            raise ValueError(f"images of shape {tuple(images.shape)} do not fit the model: {error}") from error
+            raise
     _record(inner, names, options)
     switch_attention(inner, *MODES[mode])
     return model

@@ -19,10 +19,11 @@ from .._timm_private import (
     efficientnet_init_weights,
     round_channels,
 )
-from ._build import build_model, imagenet_cfg, require_full_cover
+from ._build import build_model, check_head, imagenet_cfg, require_full_cover
 
 ArchDef = list[list[str]]
 OUTPUT_STRIDES = (8, 16, 32)
+GLOBAL_POOLS = tuple(f"{fast}{kind}" for fast in ("", "fast") for kind in ("avg", "max", "avgmax", "catavgmax", ""))
 _BLOCKS = ("ds", "ir", "er", "cn")
 _ACTIVATIONS = ("nre", "nr6", "nhs", "nsw", "nmi")
 
@@ -145,6 +146,7 @@ class FBNetV2(MobileNetV3):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_head(num_classes, global_pool, GLOBAL_POOLS, in_chans, drop_path_rate)
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride is {output_stride!r}; it must be one of {OUTPUT_STRIDES}")
         rounding = partial(round_channels, round_limit=0.95)
@@ -175,6 +177,22 @@ class FBNetV2(MobileNetV3):
             self.feature_info = builder.features
             efficientnet_init_weights(self.blocks)
         self._start_as_identity()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier.
+
+        Args:
+            num_classes: Classes of the new one; 0 removes it.
+            global_pool: New pooling; None keeps the present one. The layer behind it keeps its width, so a pooling that
+                concatenates two gives way to its like only.
+
+        Raises:
+            ValueError: for a number of classes that there is not, or a pooling that does not fit.
+        """
+        present = self.global_pool.pool_type
+        fitting = tuple(name for name in GLOBAL_POOLS if name.endswith("catavgmax") == present.endswith("catavgmax"))
+        check_head(num_classes, present if global_pool is None else global_pool, fitting)
+        super().reset_classifier(num_classes, global_pool)
 
     def _start_as_identity(self) -> None:
         for stage in self.blocks:
@@ -259,7 +277,7 @@ def _create_fbnetv2(variant: str, pretrained: bool = False, **kwargs: Any) -> FB
         FBNetV2,
         variant,
         pretrained,
-        out_indices=kwargs.pop("out_indices", (0, 1, 2, 3, 4)),
+        features=(0, 1, 2, 3, 4),
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

@@ -23,7 +23,7 @@ from ..checks import check_choice
 from ..layers import resample_pos_embed
 from ._build import build_model, check_img_size, imagenet_cfg, require_full_cover
 from ._multi_stage import WEIGHT_INITS
-from ._token_pyramid import TokenPyramid, check_global_pool
+from ._token_pyramid import TokenPyramid, check_token_head
 from .scaled_pit_blocks import PatchConv, PiTStage, make_block
 from .scaled_pit_shape import check_patches, stage_shapes
 
@@ -93,7 +93,7 @@ class ScaledPiT(TokenPyramid):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        check_global_pool(global_pool, distilled)
+        check_token_head(num_classes, global_pool, distilled, in_chans, drop_path_rate)
         check_choice("weight_init", weight_init, WEIGHT_INITS)
         shapes = stage_shapes(depth, embed_dims, num_heads, head_dim, mlp_ratio)
         check_patches(patch_size, stride)
@@ -256,7 +256,7 @@ def scaled_pit(pretrained: bool = False, **kwargs: Any) -> ScaledPiT:
         "scaled_pit",
         pretrained,
         pretrained_cfg_overlay=overlay,
-        out_indices=kwargs.pop("out_indices", tuple(range(stages))),
+        features=tuple(range(stages)),
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..checks import check_whole
 from .scaled_vit import per_block
 
 
@@ -47,8 +48,7 @@ def stage_shapes(
 
 def check_patches(patch_size: int, stride: int) -> None:
     """Refuse patches that do not reach the next one."""
-    if not _is_whole(patch_size):
-        raise ValueError(f"patch_size is {patch_size!r}; it must be a whole number of at least 1")
+    check_whole("patch_size", patch_size)
     if not _is_whole(stride) or stride > patch_size:
         raise ValueError(f"stride is {stride!r}; it must be a whole number from 1 to patch_size, which is {patch_size}")
 

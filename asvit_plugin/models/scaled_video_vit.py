@@ -79,15 +79,16 @@ class ScaledVideoViT(ScaledViT):
             num_frames: New nominal number of frames; None keeps it.
 
         Raises:
-            ValueError: if tubelets do not fill the frames.
+            ValueError: if tubelets do not fill the frames, and as :meth:`ScaledViT.set_input_size`.
         """
         if num_frames is not None:
             check_num_frames(num_frames, self.patch_embed.tubelet_size)
+        super().set_input_size(img_size, patch_size)  # refuses before it changes anything
+        if num_frames is not None:
             self.patch_embed.num_frames = num_frames
         if num_frames is not None and self.time_embed is not None:
             table = resample_time_embed(self.time_embed.detach(), num_frames // self.patch_embed.tubelet_size)
             self.time_embed = nn.Parameter(table, requires_grad=self.time_embed.requires_grad)
-        super().set_input_size(img_size, patch_size)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

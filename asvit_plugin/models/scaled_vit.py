@@ -16,8 +16,10 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoin
 from torch import nn
 
 from .._timm_private import feature_take_indices
-from ..checks import check_choice
-from ._build import build_model, check_img_size, imagenet_cfg, require_full_cover
+from ..checks import check_choice, check_whole
+from ._build import build_model, check_head, check_img_size, imagenet_cfg, require_full_cover
+
+GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "map", "prr", "")  # timm's names
 
 
 class ScaledViT(VisionTransformer):
@@ -33,7 +35,8 @@ class ScaledViT(VisionTransformer):
         mlp_ratio: Hidden width of the MLPs over ``embed_dim``, one number or one per block.
         img_size: Nominal image size in pixels, one number or (height, width).
         patch_size: Side of a patch in pixels.
-        kwargs: Further arguments of timm's ``VisionTransformer``.
+        kwargs: Further arguments of timm's ``VisionTransformer``. Attention is timm's plain one: ``attn_layer`` is free
+            to say so, and nothing else.
 
     Raises:
         ValueError: naming the argument that is out of range or has not one value per block.
@@ -51,8 +54,8 @@ class ScaledViT(VisionTransformer):
         **kwargs: Any,
     ) -> None:
         for field, value in (("depth", depth), ("head_dim", head_dim), ("patch_size", patch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} is {value!r}; it must be a whole number of at least 1")
+            check_whole(field, value)
+        _check_vit_arguments(**kwargs)
         heads = per_block("num_heads", num_heads, depth, int)
         ratios = per_block("mlp_ratio", mlp_ratio, depth, float)
         if embed_dim is None:
@@ -76,6 +79,39 @@ class ScaledViT(VisionTransformer):
             **{"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs},
         )
 
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Change the nominal image size, or the patches; the position embedding and the kernel are resampled.
+
+        Args:
+            img_size: New nominal size in pixels; None keeps it.
+            patch_size: New size of a patch in pixels; None keeps it.
+
+        Raises:
+            ValueError: for what is no size, and for an image without a whole patch.
+        """
+        size = self.patch_embed.img_size if img_size is None else check_img_size("img_size", img_size)
+        patch = self.patch_embed.patch_size if patch_size is None else check_img_size("patch_size", patch_size)
+        if self.pos_embed is not None and any(side < least for side, least in zip(size, patch)):
+            raise ValueError(f"img_size is {size}; it must be at least patch_size, which is {patch}")
+        super().set_input_size(img_size if img_size is None else size, patch_size if patch_size is None else patch)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier.
+
+        Args:
+            num_classes: Classes of the new one; 0 removes it.
+            global_pool: New pooling; None keeps the present one. Pooling by attention cannot be added.
+
+        Raises:
+            ValueError: for a number of classes or a pooling that there is not.
+        """
+        pool = self.global_pool if global_pool is None else global_pool
+        offered = [name for name in GLOBAL_POOLS if name == self.global_pool or name not in ("map", "prr")]
+        check_head(num_classes, pool, tuple(name for name in offered if name != "token" or self.has_class_token))
+        super().reset_classifier(num_classes, global_pool)
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that should not decay; timm's list also has tokens that a model lacks."""
@@ -98,8 +134,7 @@ class StridedViT(ScaledViT):
     """
 
     def __init__(self, token_stride: int = 2, **kwargs: Any) -> None:
-        if not isinstance(token_stride, int) or isinstance(token_stride, bool) or token_stride < 1:
-            raise ValueError(f"token_stride is {token_stride!r}; it must be a whole number of at least 1")
+        check_whole("token_stride", token_stride)
         if kwargs.get("patch_drop_rate"):
             raise ValueError(f"patch_drop_rate is {kwargs['patch_drop_rate']!r}; it must be 0 with a token_stride")
         super().__init__(**kwargs)
@@ -193,6 +228,22 @@ def _attention_kwargs(block_kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**{name: block_kwargs[name] for name in names}, "scale_norm": block_kwargs["scale_attn_norm"]}
 
 
+def _check_vit_arguments(
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    global_pool: str = "token",
+    drop_path_rate: float = 0.0,
+    class_token: bool = True,
+    attn_layer: str | type[nn.Module] = Attention,
+    **others: Any,
+) -> None:
+    check_head(num_classes, global_pool, GLOBAL_POOLS, in_chans, drop_path_rate)
+    if global_pool == "token" and not class_token:
+        raise ValueError("global_pool is 'token' with class_token=False; it must be another one there")
+    if attn_layer not in (Attention, "attn", ""):
+        raise ValueError(f"attn_layer is {attn_layer!r}; it must be timm's Attention, the only one with a head_dim")
+
+
 def per_block(field: str, value: Any, depth: int, kind: type[int] | type[float]) -> list[Any]:
     """One positive number for every block, from one for all or one for each."""
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * depth
@@ -233,7 +284,7 @@ def scaled_vit(pretrained: bool = False, **kwargs: Any) -> ScaledViT:
         StridedViT if "token_stride" in kwargs else ScaledViT,
         "scaled_vit",
         pretrained,
-        out_indices=kwargs.pop("out_indices", 3),
+        features=3,
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.layers import PatchEmbed, resample_patch_embed, to_2tuple
 from torch import nn
 
+from ..checks import check_whole
+
 
 class TubeletEmbed(PatchEmbed):
     """timm's ``PatchEmbed`` with a third axis: one 3-D convolution, its stride the size of its kernel.
@@ -41,7 +43,7 @@ class TubeletEmbed(PatchEmbed):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_count("tubelet_size", tubelet_size)
+        check_whole("tubelet_size", tubelet_size)
         check_num_frames(num_frames, tubelet_size)
         dd = {"device": device, "dtype": dtype}
         super().__init__(in_chans=in_chans, embed_dim=embed_dim, bias=bias, **kwargs, **dd)
@@ -112,11 +114,6 @@ class TubeletEmbed(PatchEmbed):
 
 def check_num_frames(num_frames: int, tubelet_size: int) -> None:
     """Refuse a nominal number of frames that tubelets do not fill."""
-    _check_count("num_frames", num_frames)
+    check_whole("num_frames", num_frames)
     if num_frames % tubelet_size:
         raise ValueError(f"num_frames is {num_frames}; it must be a multiple of tubelet_size, {tubelet_size}")
-
-
-def _check_count(field: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{field} is {value!r}; it must be a whole number of at least 1")

@@ -18,7 +18,7 @@ from ..checks import check_choice
 from ..layers import add_pos_embed, resample_pos_embed
 from ._build import build_model, check_img_size, imagenet_cfg
 from ._multi_stage import WEIGHT_INITS
-from ._token_pyramid import TokenPyramid, check_global_pool
+from ._token_pyramid import TokenPyramid, check_token_head
 from .vit_resnas_blocks import ConvStem, FirstStageEntry, LinearStem, ResidualSpatialReduction, ResNASBlock, ResNASStage
 from .vit_resnas_genotype import PATCH_SIZE, NetworkDef
 from .vit_resnas_weights import checkpoint_filter_fn, read_network_def
@@ -113,7 +113,7 @@ class ViTResNAS(TokenPyramid):
         super().__init__()
         if distilled and patch_head:
             raise ValueError("patch_head is True with distilled=True; a net has one or the other")
-        check_global_pool(global_pool, distilled)
+        check_token_head(num_classes, global_pool, distilled, in_chans, drop_path_rate)
         check_choice("weight_init", weight_init, WEIGHT_INITS)
         net = NetworkDef.parse(network_def)
         self.network_def = str(net)
@@ -290,7 +290,7 @@ def _create_vit_resnas(variant: str, pretrained: bool = False, **kwargs: Any) ->
         variant,
         pretrained,
         pretrained_cfg_overlay=overlay,
-        out_indices=kwargs.pop("out_indices", (0, 1, 2)),
+        features=(0, 1, 2),
         pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )

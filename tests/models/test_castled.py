@@ -340,7 +340,7 @@ def test_cross_attention_is_refused_by_name() -> None:
 
 
 def test_more_refusals() -> None:
-    with pytest.raises(TypeError, match="'kernel' is no option of castling"):
+    with pytest.raises(ValueError, match="'kernel' is no option of castling"):
         asvit_plugin.castle(cheap("scaled_vit"), kernel=3)
     with pytest.raises(ValueError, match="castled already, in blocks.0"):
         asvit_plugin.castle(cheap("castled"))

@@ -57,6 +57,54 @@ def test_unreadable_file(name: str, write: Callable[[Path], Any], num_classes: i
     assert str(tmp_path / name) in refusal(tmp_path / name, num_classes=num_classes)
 
 
+def test_a_file_is_not_blamed_for_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a device that there is not, or memory that runs out while the model is built."""
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    overlay = dict(file=str(tmp_path / "w.pth"), num_classes=FILE_CLASSES)
+    with pytest.raises(RuntimeError, match="device string: nowhere"):
+        tiny(pretrained=True, pretrained_cfg_overlay=overlay, device="nowhere")
+    for target, error in (
+        (torch.nn.Linear, torch.OutOfMemoryError("no memory")),
+        (torch.nn.Linear, AttributeError("no attribute")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, "reset_parameters", raising(error))
+            with pytest.raises(type(error), match=str(error)):
+                tiny(pretrained=True, pretrained_cfg_overlay=overlay)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", raising(torch.OutOfMemoryError("no memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            tiny(pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_weights_that_do_not_fit_are_no_broken_file(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"scaled_vit cannot be loaded from .*w.pth: its weights do not fit the model"):
+        timm.create_model("scaled_vit", pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "w.pth")))
+
+
+def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
+    """As in torch's strict loading of files from before it had them."""
+    weights = timm.create_model("fbnetv2_f1", num_classes=3).state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".num_batches_tracked")}
+    torch.save(weights, tmp_path / "w.pth")
+    overlay = dict(file=str(tmp_path / "w.pth"), num_classes=3)
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay)
+    loaded = timm.create_model("fbnetv2_f1", num_classes=3, **kwargs).state_dict()
+    assert len(loaded) > len(weights)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    torch.save(without(weights, "blocks.1.0.bn1.running_mean"), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"it lacks blocks\.1\.0\.bn1\.running_mean$"):
+        timm.create_model("fbnetv2_f1", num_classes=3, **kwargs)
+
+
 def without(weights: Weights, prefix: str) -> Weights:
     return {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
 
