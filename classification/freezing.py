@@ -1,9 +1,10 @@
-"""Fine-tuning a part of a model: what is frozen learns nothing, and computes as in evaluation."""
+"""Fine-tuning a part of a model: which parameters the names of parts stand for."""
 
-from timm.models import group_parameters
 from torch import nn
 
-BESIDE_BLOCKS = ("patch_drop", "pos_drop")  # timm's names of dropout that belongs to the backbone and has no parameters
+from asvit_plugin.backbones.freezing import hold_still, stages_of
+
+__all__ = ["freeze", "hold_still"]
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
@@ -28,29 +29,12 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
         raise ValueError(f"--freeze is {' '.join(parts)}; it leaves nothing to train")
 
 
-def hold_still(model: nn.Module) -> None:
-    """Puts what is frozen into evaluation mode: no dropout or stochastic depth there, norms with stored statistics.
-
-    The model itself stays in training mode, in which some give the logits of two heads.
-    """
-    for module in model.modules():
-        flags = [parameter.requires_grad for parameter in module.parameters()]
-        if flags and not any(flags):
-            module.eval()
-    parameters = dict(model.named_parameters())
-    if not any(parameters[name].requires_grad for name in _names_in("backbone", model)):
-        for name in BESIDE_BLOCKS:
-            if hasattr(model, name):
-                getattr(model, name).eval()
-
-
 def _names_in(part: str, model: nn.Module) -> list[str]:
     """Names of the parameters in a part of a model."""
     if part == "stem":
         if not hasattr(model, "group_matcher"):
             return []
-        layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-        return [name for name, layer in layers.items() if layer == 0]
+        return [name for name, stage in stages_of(model).items() if stage == 0]
     if part == "backbone":
         found = model.get_classifier()
         classifiers = [*(found if isinstance(found, tuple) else (found,)), getattr(model, "patch_head", None)]

@@ -65,11 +65,15 @@ class FeatureTrunk(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
+        if not isinstance(model_kwargs or {}, Mapping):
+            raise ValueError(f"model_kwargs is {model_kwargs!r}; it must be arguments by name")
         name, img_size, model_kwargs = resolve_net(name, img_size, model_kwargs or {})
         asked = dict(window_policy=window_policy, img_size=plain(img_size), drop_path_rate=drop_path_rate)
         asked = {field: value for field, value in asked.items() if value}  # the rest is the model's own
         arguments = {"in_chans": in_chans, **asked, **model_kwargs}
         arguments.pop("num_classes", None)  # a trunk has none
+        if arguments.pop("features_only", False):
+            raise ValueError("features_only is True; leave it out: a trunk gives its maps by itself")
         self.recipe = TrunkRecipe(name, bool(pretrained), weights or "", arguments)
         self.norm = norm
         self.frozen_stages = frozen_stages

@@ -11,7 +11,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._timm_private import update_model_args
-from ..costs.counted import evaluating
+from ..modes import evaluating
 from .castling_targets import called, choose_blocks
 from .linear_angular_attention import LinearAngularAttention
 
@@ -42,7 +42,9 @@ def castle_blocks(model: nn.Module, blocks: str | Sequence[str | int], **options
 def _to_linear_angular(name: str, attention: Attention, **options: Any) -> LinearAngularAttention:
     """The same projections, norms and dropouts in a block that can also be linear."""
     if not isinstance(attention.qkv, nn.Linear):
-        raise ValueError(f"{name}.attn.qkv is a {type(attention.qkv).__name__}; castling needs an nn.Linear")
+        kind = type(attention.qkv)
+        said = f"{kind.__module__}.Linear" if kind.__name__ == "Linear" else kind.__name__
+        raise ValueError(f"{name}.attn.qkv is a {said}; castling needs an nn.Linear")
     weight = attention.qkv.weight
     castled = LinearAngularAttention(
         attention.qkv.in_features,
@@ -87,7 +89,7 @@ def switch_modules(
     """:func:`switch_attention` for those who know the model's castled attention, and need no search of it."""
     for each in attention:
         each.switch(blend, threshold)
-    update_model_args(model, blend=blend, threshold=threshold)
+    update_model_args(model, blend=float(blend), threshold=float(threshold))  # NumPy's cannot be saved
 
 
 @torch.no_grad()
@@ -96,15 +98,48 @@ def calibrate_gains(model: nn.Module, images: torch.Tensor) -> None:
 
     The linear-angular output of a head has length one; so it takes the scale that the rest of a trained model expects.
     The model runs in eval mode, and must be in softmax state.
+
+    Raises:
+        ValueError: as :func:`watch_on_images`, and for images that give a length that is not finite; no gain is set.
     """
+    gains: dict[LinearAngularAttention, torch.Tensor] = {}
 
-    def calibrate(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
+    def measure(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
         q, k, v = attention.heads(x)
-        y = F.scaled_dot_product_attention(q, k, v)
-        attention.gain.copy_(y.norm(dim=-1).mean(dim=(0, 2)))
+        gains[attention] = F.scaled_dot_product_attention(q, k, v).norm(dim=-1).mean(dim=(0, 2))
+        if not gains[attention].isfinite().all():
+            raise ValueError(f"images give {name} outputs that are not finite; gains cannot be set on them")
 
-    with evaluating(model), watching(require_castled(model), calibrate):
-        model(images)
+    watch_on_images(model, images, measure)
+    for attention, gain in gains.items():
+        attention.gain.copy_(gain)
+
+
+@torch.no_grad()
+def watch_on_images(
+    model: nn.Module, images: torch.Tensor, see: Callable[[str, LinearAngularAttention, torch.Tensor], None]
+) -> None:
+    """Run the model on images in eval mode, and call ``see(name, attention, tokens)`` for every castled block.
+
+    Raises:
+        ValueError: for what is no float tensor (B, C, H, W), or (B, C, T, H, W) of clips, or holds none; and for images
+            that the model refuses.
+    """
+    if not isinstance(images, torch.Tensor) or images.ndim not in (4, 5) or not images.is_floating_point():
+        given = f"a {type(images).__name__}"
+        if isinstance(images, torch.Tensor):
+            given = f"a tensor of {images.dtype} and shape {tuple(images.shape)}"
+        raise ValueError(f"images is {given}; it must be a float tensor (B, C, H, W), or (B, C, T, H, W) of clips")
+    if not len(images):
+        raise ValueError("images holds none; the model cannot be measured without")
+    with evaluating(model), watching(require_castled(model), see):
+        try:
+            model(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"images of shape {tuple(images.shape)} do not fit the model: {reason}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 
 from timm.layers import Attention
 from torch import nn
@@ -9,13 +10,16 @@ from torch import nn
 # What hints, in a class or parameter of an attention that is not timm's, why it has no linear form.
 _REASONS = {
     "rel_pos": "a relative position bias on its weights",
+    "relpos": "a relative position bias on its weights",
     "relative_position": "a relative position bias on its weights",
+    "cpb_mlp": "a relative position bias on its weights",
+    "meta_mlp": "a relative position bias on its weights",
     "attention_bias": "a position bias on its weights",
     "rope": "rotary positions",
-    "eva": "rotary positions",
+    "eva": "rotary positions, or a place for them",
     "cross": "queries of other tokens than its keys",
     "diff": "a difference of two softmaxes",
-    "window": "masks and a position bias in its windows",
+    "window": "a form of its own, in windows",
     "outlook": "weights that are not products of queries and keys",
     "multiscale": "pooled keys, so that queries and values differ in number",
 }
@@ -46,12 +50,12 @@ def choose_blocks(model: nn.Module, blocks: str | Sequence[str | int]) -> list[s
 
 
 def _block_name(model: nn.Module, possible: list[str], block: str | int) -> str:
-    if isinstance(block, int) and not isinstance(block, bool) and -len(possible) <= block < len(possible):
-        return possible[block]
+    if isinstance(block, Integral) and not isinstance(block, bool) and -len(possible) <= block < len(possible):
+        return possible[int(block)]
     if block in possible:
         return block
     refused = {name.removesuffix(".attn"): reason for name, reason in _refused_attention(model).items()}
-    if block in refused:
+    if isinstance(block, str) and block in refused:
         raise ValueError(f"blocks names {block!r}, whose attention cannot be castled: {refused[block]}")
     raise ValueError(
         f"blocks names {block!r}; castled can be {possible[0]!r} to {possible[-1]!r}, or 0 to {len(possible) - 1}"

@@ -7,8 +7,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._timm_private import update_model_args
-from ..costs.counted import evaluating
-from .castling import require_castled, watching
+from .castling import require_castled, watch_on_images
 from .linear_angular import linear_angular
 from .linear_angular_attention import LinearAngularAttention
 
@@ -70,7 +69,11 @@ def _require_empty(statistics: dict[str, MaskStatistics], tolerance: float) -> N
 
 @torch.no_grad()
 def mask_statistics(model: nn.Module, images: torch.Tensor) -> dict[str, MaskStatistics]:
-    """What the softmax branch of every castled block still does on ``images`` (B, C, H, W), in eval mode."""
+    """What the softmax branch of every castled block still does on ``images`` (B, C, H, W), in eval mode.
+
+    Raises:
+        ValueError: for images that are no float tensor of that shape, hold none, or do not fit the model.
+    """
     found: dict[str, MaskStatistics] = {}
 
     def measure(name: str, attention: LinearAngularAttention, x: torch.Tensor) -> None:
@@ -82,8 +85,5 @@ def mask_statistics(model: nn.Module, images: torch.Tensor) -> dict[str, MaskSta
         length = y.norm(dim=-1).clamp_min(attention.eps)
         found[name] = MaskStatistics(kept.float().mean().item(), (branch.norm(dim=-1) / length).mean().item())
 
-    if not len(images):
-        raise ValueError("images holds none; the softmax branch cannot be measured without")
-    with evaluating(model), watching(require_castled(model), measure):
-        model(images)
+    watch_on_images(model, images, measure)
     return found

@@ -70,7 +70,7 @@ def _linear_angular(
         state = state / tokens
     elif reference_length is not None:
         state = state * (reference_length / tokens)
-    return _query(_at_least_float32(q), half, state, eps).reshape(batch, heads, tokens, -1)
+    return _query(_at_least_float32(q), half, state, eps).reshape(batch, heads, tokens, v.shape[3])
 
 
 def _key_value_state(k: torch.Tensor, value: torch.Tensor, eps: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import Attention, maybe_add_mask, register_notrace_function, resolve_self_attn_mask
 from torch import nn
 
-from ..checks import check_choice
+from ..checks import check_choice, check_whole
 from .linear_angular import HALF_TERMS, add_local, linear_angular
 
 torch.fx.wrap("add_local")
@@ -95,8 +95,7 @@ class LinearAngularAttention(Attention):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         for field, value, least in (("num_heads", num_heads, 1), ("num_prefix_tokens", num_prefix_tokens, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{field} is {value!r}; it must be a whole number of at least {least}")
+            check_whole(field, value, least)
         if not eps > 0:
             raise ValueError(f"eps is {eps!r}; it must be above 0")
         if attn_head_dim is None and dim % num_heads:
@@ -104,7 +103,8 @@ class LinearAngularAttention(Attention):
         check_choice("mode", mode, tuple(MODES))
         check_choice("dwconv", dwconv, DWCONVS)
         check_choice("half_term", half_term, HALF_TERMS)
-        if not isinstance(dwconv_kernel_size, int) or dwconv_kernel_size < 1 or dwconv_kernel_size % 2 == 0:
+        check_whole("dwconv_kernel_size", dwconv_kernel_size)
+        if dwconv_kernel_size % 2 == 0:
             raise ValueError(f"dwconv_kernel_size is {dwconv_kernel_size!r}; it must be an odd number of at least 1")
         if reference_length is not None and (not 0 < reference_length < float("inf") or half_term == "mean"):
             raise ValueError(
@@ -126,13 +126,13 @@ class LinearAngularAttention(Attention):
             **dd,
         )
         self.needs_grid = dwconv != "1d_head"
-        self.num_prefix_tokens = num_prefix_tokens
+        self.num_prefix_tokens = int(num_prefix_tokens)
         self.half_term = half_term
         self.reference_length = None if reference_length is None else float(reference_length)
         self.eps = eps
         self.finished = False
         channels = self.attn_dim if dwconv == "2d_channel" else num_heads
-        size = (dwconv_kernel_size, dwconv_kernel_size if self.needs_grid else 1)
+        size = (int(dwconv_kernel_size), int(dwconv_kernel_size) if self.needs_grid else 1)
         self.dconv = nn.Conv2d(channels, channels, size, groups=channels, bias=False, **dd)
         self.gain = nn.Parameter(torch.empty(num_heads, **dd)) if output_gain else None
         # In buffers, so that a schedule's every step is no new graph to the compiler.

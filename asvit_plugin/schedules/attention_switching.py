@@ -10,6 +10,7 @@ from ..layers import castled_attention
 from ..layers.castling import switch_modules
 from ..layers.linear_angular_attention import MASK_THRESHOLD
 from ..models.castled import tokens_per_block
+from .copies import with_copies
 
 # Not 0 even at the start: DDP wants every parameter to take part from the first step on.
 _LEAST_BLEND = 2.0**-20
@@ -44,7 +45,7 @@ class AttentionSwitching:
 
     Args:
         model: A model with castled blocks, see :func:`castle`; it may be wrapped (DDP, compile, feature extractor).
-        copies: Copies of the model that must follow, such as that of an EMA.
+        copies: A copy of the model that must follow, such as that of an EMA, or several.
         blend_until: Progress from which on softmax attention takes no part by itself; 0 starts with the paper's block.
             0.3 by default: weights that were trained with softmax meet the new operator in small steps.
         mask_from: Progress at which the threshold starts to rise.
@@ -60,13 +61,14 @@ class AttentionSwitching:
     def __init__(
         self,
         model: nn.Module,
-        copies: Iterable[nn.Module] = (),
+        copies: nn.Module | Iterable[nn.Module] = (),
         blend_until: float = 0.3,
         mask_from: float = 0.3,
         linear_from: float = 0.8,
         threshold: float | None = None,
     ) -> None:
-        self.models = [(each, list(castled_attention(each).values())) for each in map(unwrap_model, (model, *copies))]
+        models = map(unwrap_model, with_copies(model, copies))
+        self.models = [(each, list(castled_attention(each).values())) for each in models]
         for each, attention in self.models:
             if not attention:
                 raise ValueError(f"{type(each).__name__} has no castled block: castle(model) makes them")

@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..costs import macs
+from .copies import with_copies
 from .tokenizers import Tokenizer, find_tokenizer
 
 # The paper's figure: epochs 0-80, 80-132 and 132-300 at 4, 2 and 1 times the base stride.
@@ -47,29 +49,30 @@ class ProgressiveTokenization:
         phases: (until, stride) or (until, stride, dilation) for each phase, ``until`` rising to 1 and the last stride
             the model's own. Dilation is max(1, (stride - 1) // (K - 1)) for a kernel of K pixels unless given. None
             for the paper's phases: 4, 2 and 1 times the base stride until 80/300, 132/300 and the end.
-        copies: Copies of the model that must follow, such as that of an EMA.
+        copies: A copy of the model that must follow, such as that of an EMA, or several.
 
     Raises:
-        ValueError: for a model that it cannot drive, or phases that do not ascend to the whole of training.
+        ValueError: for a model that it cannot drive, copies of another stride or kernel, or phases that do not ascend
+            to the whole of training.
     """
 
     def __init__(
         self,
         model: nn.Module,
         phases: Sequence[Phase | Sequence[float]] | None = None,
-        copies: Iterable[nn.Module] = (),
+        copies: nn.Module | Iterable[nn.Module] = (),
     ) -> None:
         self.model = model
-        self.tokenizers = [find_tokenizer(each) for each in (model, *copies)]
+        self.tokenizers = [find_tokenizer(each) for each in with_copies(model, copies)]
         tokenizer = self.tokenizers[0]
+        _require_alike(self.tokenizers)
         if phases is None:
             phases = [(until, factor * tokenizer.base_stride) for until, factor in _PAPER_PHASES]
         self.phases = [_parse_phase(phase, tokenizer) for phase in phases]
         _require_ascending(self.phases, tokenizer)
-        present = tokenizer.get()
-        for phase in self.phases:  # what the tokenizer refuses is refused now, not in the middle of training
-            tokenizer.set(phase.stride, phase.dilation)
-        tokenizer.set(*present)
+        with tokenizer.kept():
+            for phase in self.phases:  # what the tokenizer refuses is refused now, not in the middle of training
+                tokenizer.set(phase.stride, phase.dilation)
 
     def phase_at(self, progress: float) -> Phase:
         """The phase of a training progress in [0, 1]; a phase ends just before its ``until``."""
@@ -81,21 +84,17 @@ class ProgressiveTokenization:
         """Bring the model and its copies to the phase of a training progress in [0, 1], and return it."""
         phase = self.phase_at(progress)
         for tokenizer in self.tokenizers:
-            if tokenizer.get() != (phase.stride, phase.dilation):
-                tokenizer.set(phase.stride, phase.dilation)
+            tokenizer.set(phase.stride, phase.dilation)
         return phase
 
     def phase_macs(self, input: torch.Tensor | Sequence[int] | None = None) -> list[int]:
         """MACs of a forward pass in each phase, counted on meta tensors; ``input`` as for :func:`..costs.macs`."""
         tokenizer = self.tokenizers[0]
-        present = tokenizer.get()
         counts = []
-        try:
+        with tokenizer.kept():
             for phase in self.phases:
                 tokenizer.set(phase.stride, phase.dilation)
                 counts.append(macs(self.model, input))
-        finally:
-            tokenizer.set(*present)
         return counts
 
     def saved_fraction(self, input: torch.Tensor | Sequence[int] | None = None) -> float:
@@ -106,18 +105,28 @@ class ProgressiveTokenization:
         return 1.0 - sum(length * count for length, count in zip(lengths, counts)) / counts[-1]
 
 
+def _require_alike(tokenizers: list[Tokenizer]) -> None:
+    own, *others = ((each.base_stride, each.kernel_size) for each in tokenizers)
+    for stride, kernel in others:
+        if (stride, kernel) != own:
+            raise ValueError(
+                f"copies holds a model of stride {stride} and {kernel}-pixel kernels; they must be those of the model "
+                f"itself, {own[0]} and {own[1]}"
+            )
+
+
 def _parse_phase(phase: Phase | Sequence[Any], tokenizer: Tokenizer) -> Phase:
     if isinstance(phase, Phase):
         phase = (phase.until, phase.stride, phase.dilation)
     if not isinstance(phase, Sequence) or len(phase) not in (2, 3):
         raise ValueError(f"phases holds {phase!r}; a phase must be (until, stride) or (until, stride, dilation)")
     until, *sampling = phase
-    if not isinstance(until, (int, float)) or not math.isfinite(until):
+    if not isinstance(until, Real) or isinstance(until, bool) or not math.isfinite(until):
         raise ValueError(f"phase {phase!r} ends at {until!r}; it must be a number between 0 and 1")
     for name, value in zip(("stride", "dilation"), sampling):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"phase {phase!r} has {name} {value!r}; it must be a whole number of at least 1")
-    stride, *dilation = sampling
+    stride, *dilation = map(int, sampling)
     return Phase(float(until), stride, *(dilation or [tokenizer.default_dilation(stride)]))
 
 

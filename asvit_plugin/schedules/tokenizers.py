@@ -1,9 +1,14 @@
 """Tokenizers whose stride can change while a model trains: As-ViT's own, and the patch embedding of timm's ViTs."""
 
-from timm.layers import Format, PatchEmbed
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from timm.layers import Format, PatchEmbed, to_2tuple
 from timm.models import VisionTransformer
 from timm.utils import unwrap_model
 from torch import nn
+
+_EMBED_STATE = ("__class__", "flatten", "output_fmt", "strict_img_size", "dynamic_img_pad", "patch_size")
 
 
 class Tokenizer:
@@ -31,7 +36,40 @@ class Tokenizer:
 
     def set(self, stride: int, dilation: int) -> None:
         """Change them; the weights stay as they are. By default the model knows how (our own families)."""
-        self.model.set_tokenization(stride, dilation)
+        if self.get() != (stride, dilation):
+            self.model.set_tokenization(stride, dilation)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever is set in between, the model is as before in the end."""
+        before = self.get()
+        try:
+            yield
+        finally:
+            self.set(*before)
+
+
+class _StridedPatchEmbed(PatchEmbed):
+    """timm's patch embedding while its stride is not its kernel's side.
+
+    ``patch_size`` is the stride, which is what timm pads to and derives the present grid from. The grid of the position
+    table stays that of the kernel, also when the nominal image size changes meanwhile.
+    """
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """As timm's, of which this is called; the patch size cannot change."""
+        stride, kernel = self.patch_size, tuple(self.proj.kernel_size)
+        if patch_size is not None and to_2tuple(patch_size) != kernel:
+            raise ValueError(
+                f"patch_size is {patch_size}; it must stay {kernel} while a schedule has the stride at {stride[0]}"
+            )
+        self.patch_size = kernel
+        try:
+            super().set_input_size(img_size, patch_size)
+        finally:
+            self.patch_size = stride
 
 
 class PatchEmbedTokenizer(Tokenizer):
@@ -52,10 +90,23 @@ class PatchEmbedTokenizer(Tokenizer):
             )
         self.model.dynamic_img_size = True
         embed = self.model.patch_embed
+        embed.__class__ = PatchEmbed if stride == self.base_stride else _StridedPatchEmbed
         embed.flatten, embed.output_fmt = False, Format.NHWC
         embed.strict_img_size, embed.dynamic_img_pad = False, True
-        embed.patch_size = (stride, stride)  # what timm pads to and derives the grid from; grid_size stays the table's
+        embed.patch_size = (stride, stride)
         embed.proj.stride, embed.proj.dilation = (stride, stride), (dilation, dilation)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """As of any model; how it takes images comes back, too."""
+        model, embed = self.model, self.model.patch_embed
+        owners = ((model, ("dynamic_img_size",)), (embed, _EMBED_STATE), (embed.proj, ("stride", "dilation")))
+        before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
+        try:
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 def find_tokenizer(model: nn.Module) -> Tokenizer:
@@ -67,7 +118,7 @@ def find_tokenizer(model: nn.Module) -> Tokenizer:
     for module in model.modules():
         if callable(getattr(module, "set_tokenization", None)) and hasattr(module, "stem_stride"):
             return Tokenizer(module, module.stem_stride)
-        if isinstance(module, VisionTransformer) and type(module.patch_embed) is PatchEmbed:
+        if isinstance(module, VisionTransformer) and type(module.patch_embed) in (PatchEmbed, _StridedPatchEmbed):
             return PatchEmbedTokenizer(module)
     inner = unwrap_model(model)
     name = getattr(inner, "pretrained_cfg", {}).get("architecture", "the model")

@@ -248,6 +248,8 @@ def test_coarser_tokens_give_maps_of_the_same_size(name: str) -> None:
         (dict(name="test_resnet", norm="trunk"), r"norm is 'trunk'; test_resnet has no final norm"),
         (dict(name="test_resnet", frozen_stages=5), r"frozen_stages is 5; it must be from -1 .* to 4 \(everything\)"),
         (dict(name="test_resnet", weights="/nowhere"), r"weights is '/nowhere'; it must be a file, a folder with"),
+        (dict(name="as_vit", model_kwargs="x"), r"model_kwargs is 'x'; it must be arguments by name"),
+        (dict(name="as_vit", model_kwargs={"features_only": True}), r"features_only is True; leave it out: a trunk"),
         (dict(name="as_vit", pretrained=True), r"pretrained weights of as_vit cannot be loaded"),
     ],
 )

@@ -9,7 +9,8 @@ from plugin_models import cheap, images
 from torch import nn
 
 import asvit_plugin
-from asvit_plugin.layers import castled_attention, mask_statistics
+from asvit_plugin.layers import castle_blocks, castled_attention, mask_statistics
+from asvit_plugin.layers.castling import calibrate_gains
 
 TOKENS = 17  # of a cheap ViT at 64 px
 
@@ -57,10 +58,45 @@ def test_images_show_that_the_mask_is_empty() -> None:
     asvit_plugin.finish(live, x, tolerance=100.0)
 
 
-@pytest.mark.parametrize("x, message", [(images() * float("nan"), "in use"), (images(0), "images holds none")])
+NO_IMAGES = "it must be a float tensor"
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (images() * float("nan"), "in use"),
+        (images(0), "images holds none"),
+        (images()[0], NO_IMAGES),
+        (images().to(torch.uint8), NO_IMAGES),
+        ([1], f"images is a list; {NO_IMAGES}"),
+        (images()[:, :1], r"images of shape \(\d, 1, 64, 64\) do not fit the model: .* 3 channels"),
+        (images().half(), r"do not fit the model: Input type"),
+    ],
+    ids=["nan", "none", "one", "bytes", "list", "channels", "half"],
+)
 def test_images_that_show_nothing_are_refused(x: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         asvit_plugin.finish(castled(threshold=0.99), x)
+
+
+@pytest.mark.parametrize("x", [images(0), images() * float("nan"), images()[:, :1]], ids=["none", "nan", "channels"])
+def test_gains_stay_where_images_show_nothing(x: torch.Tensor) -> None:
+    model = cheap("scaled_vit")
+    castle_blocks(model, "all", mode="softmax", output_gain=True)
+    with pytest.raises(ValueError, match="images"):
+        calibrate_gains(model, x)
+    assert all(torch.equal(each.gain, torch.ones(each.num_heads)) for each in castled_attention(model).values())
+
+
+def test_gains_are_set_in_all_blocks_or_none() -> None:
+    """The second block makes what is not finite."""
+    model = cheap("scaled_vit")
+    castle_blocks(model, "all", mode="softmax", output_gain=True)
+    with torch.no_grad():
+        model.blocks[1].attn.qkv.bias.fill_(float("inf"))
+    with pytest.raises(ValueError, match="images give blocks.1 outputs that are not finite"):
+        calibrate_gains(model, images())
+    assert torch.equal(model.blocks[0].attn.gain, torch.ones(model.blocks[0].attn.num_heads))
 
 
 def test_statistics_by_brute_force() -> None:

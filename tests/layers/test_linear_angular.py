@@ -61,6 +61,14 @@ def test_gradcheck_of_the_whole_operator() -> None:
     torch.autograd.gradcheck(operator, (q, k, v, weight, gain))
 
 
+@pytest.mark.parametrize("half_term", ["identity", "mean"])
+def test_no_image_gives_none(half_term: str) -> None:
+    q = torch.randn(0, 2, 5, 3)
+    y = linear_angular(q, q, torch.randn(0, 2, 5, 4), half_term)
+    assert y.shape == (0, 2, 5, 4)
+    assert add_local(y, y, torch.randn(2, 1, 3, 1)).shape == (0, 5, 8)
+
+
 def test_reference_length_weighs_the_global_term() -> None:
     q, k, v = heads()
     whole, half = linear_angular(q, k, v), v / 2

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from drawn import draw, image, reference
@@ -189,6 +190,8 @@ def test_dropout_acts_on_the_softmax_branch_only() -> None:
         (dict(mode="cosine"), "mode is 'cosine'; it must be one of 'softmax', 'masked', 'linear'"),
         (dict(dwconv="3d"), "dwconv is '3d'; it must be one of '1d_head', '2d_head', '2d_channel'"),
         (dict(dwconv_kernel_size=4), "dwconv_kernel_size is 4; it must be an odd number"),
+        (dict(dwconv_kernel_size=3.0), "dwconv_kernel_size is 3.0; it must be a whole number"),
+        (dict(dwconv_kernel_size=True), "dwconv_kernel_size is True; it must be a whole number"),
         (dict(half_term="sum"), "half_term is 'sum'; it must be one of 'identity', 'mean'"),
         (dict(reference_length=0), "reference_length is 0; it must be positive"),
         (dict(reference_length=196, half_term="mean"), "half_term='mean' takes none"),
@@ -197,6 +200,12 @@ def test_dropout_acts_on_the_softmax_branch_only() -> None:
 def test_bad_arguments_get_one_sentence(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention(**kwargs)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    module = attention(dwconv_kernel_size=np.int64(5), num_prefix_tokens=np.int64(1))
+    assert module.dconv.weight.shape[2:] == (5, 1)
+    assert torch.jit.script(module)(torch.ones(1, 7, 24)).shape == (1, 7, 24)
 
 
 def test_too_few_tokens_are_refused() -> None:

@@ -1,7 +1,9 @@
 """AttentionSwitching: where it is when, that it ends linear for sure, and who follows."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -70,6 +72,23 @@ def test_copies_follow_through_wrappers() -> None:
     ema = ModelEmaV3(model)
     AttentionSwitching(torch.compile(model, backend="eager"), copies=[ema.module]).step(0.5)
     assert states(model) == states(ema.module) != {(1.0, 1.0)}
+
+
+def test_a_copy_needs_no_list() -> None:
+    model, copied = cheap("castled"), cheap("castled")
+    AttentionSwitching(model, copies=copied).step(0.5)
+    assert states(model) == states(copied) != {(1.0, 1.0)}
+    with pytest.raises(ValueError, match="copies is a int; it must be a model or a list of models"):
+        AttentionSwitching(model, copies=1)
+
+
+def test_a_state_of_numpy_numbers_can_be_saved(tmp_path: Path) -> None:
+    model = cheap("castled")
+    AttentionSwitching(model).step(np.float32(0.5))
+    timm.models.save_for_hf(model, str(tmp_path / "stepped"))
+    asvit_plugin.switch_attention(model, np.float32(0.5), np.float32(0.25))
+    timm.models.save_for_hf(model, str(tmp_path / "switched"))
+    assert states(timm.create_model(f"local-dir:{tmp_path / 'switched'}", pretrained=True)) == {(0.5, 0.25)}
 
 
 def test_both_schedules_drive_one_model() -> None:

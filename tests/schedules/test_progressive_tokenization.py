@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -21,6 +23,7 @@ PLAIN_VITS = [
     "vit_xsmall_patch16_clip_224",
     "vit_base_patch16_siglip_224",
 ]
+PATCH = {"scaled_vit": dict(patch_size=16, num_heads=2, head_dim=8)}
 REFUSED = {
     "swin_tiny_patch4_window7_224": "relative positions",
     "beit_base_patch16_224": "relative positions",
@@ -133,6 +136,34 @@ def test_making_a_schedule_changes_nothing_yet() -> None:
     assert torch.equal(model(image), before)
 
 
+def state(model: torch.nn.Module) -> tuple:
+    """All of a plain ViT that a phase changes."""
+    embed = model.patch_embed
+    names = ("flatten", "output_fmt", "strict_img_size", "dynamic_img_pad", "patch_size")
+    return (
+        model.dynamic_img_size,
+        type(embed),
+        embed.proj.stride,
+        embed.proj.dilation,
+        *map(embed.__getattribute__, names),
+    )
+
+
+@pytest.mark.parametrize("phases", [None, [(0.3, 32), (0.6, 24, 3), (1, 16)]], ids=["taken", "refused"])
+def test_a_plain_vit_is_left_as_it_was(phases: list | None) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, device="meta")
+    before = state(model)
+    if phases is None:
+        schedule = ProgressiveTokenization(model)
+        schedule.phase_macs()
+        with pytest.raises(ValueError, match="input is 'big'"):
+            schedule.phase_macs("big")
+    else:
+        with pytest.raises(ValueError, match="phase of stride 24 has dilation 3"):
+            ProgressiveTokenization(model, phases)
+    assert state(model) == before
+
+
 def test_ema_copies_follow() -> None:
     model = make(img_size=64).eval()
     ema = ModelEmaV3(model, decay=0.9)
@@ -141,6 +172,29 @@ def test_ema_copies_follow() -> None:
     image = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(image), ema.module(image))
     assert not torch.equal(model(image), bystander(image))
+
+
+def test_a_copy_needs_no_list() -> None:
+    model, copied = make(img_size=64), make(img_size=64)
+    ProgressiveTokenization(model, copies=copied).step(0.0)
+    assert copied.patch_embed.stride == model.patch_embed.stride == 16
+
+
+@pytest.mark.parametrize(
+    "copies, message",
+    [
+        (lambda: 1, "copies is a int; it must be a model or a list of models"),
+        (lambda: [None], "copies holds a NoneType; it must be a model or a list of models"),
+        (
+            lambda: [make("vit_base_patch32_224", depth=1, device="meta")],
+            "copies holds a model of stride 32 and 32-pixel kernels; they must be .* 16 and 16",
+        ),
+    ],
+    ids=["number", "none", "stride"],
+)
+def test_copies_that_cannot_follow_are_refused_at_once(copies: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProgressiveTokenization(make("vit_tiny_patch16_224", depth=1, device="meta"), copies=copies())
 
 
 def test_compiled_and_parallel_models_are_seen_through(tmp_path) -> None:
@@ -201,8 +255,29 @@ def test_resizing_in_a_phase_keeps_the_phase() -> None:
     assert model.forward_features(torch.zeros(1, 3, 128, 128)).shape[1] == 4
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "scaled_vit"])
+def test_a_plain_vit_resized_in_a_phase_ends_as_one_resized_before(name: str) -> None:
+    model, before = (make(name, depth=2, img_size=64, **PATCH.get(name, {})).eval() for _ in range(2))
+    schedule = ProgressiveTokenization(model)
+    schedule.step(0.0)
+    model.set_input_size((128, 128))
+    assert model.patch_embed.patch_size == (64, 64)
+    assert copy.deepcopy(model).forward_features(torch.zeros(1, 3, 128, 128)).shape[1] == 4 + model.num_prefix_tokens
+    with pytest.raises(ValueError, match=r"patch_size is .*32.*; it must stay \(16, 16\) while .* the stride at 64"):
+        model.set_input_size((128, 128), patch_size=32)
+    schedule.step(1.0)
+    before.set_input_size((128, 128))
+    assert model.patch_embed.grid_size == before.patch_embed.grid_size == (8, 8)
+    image = torch.randn(1, 3, 128, 128)
+    assert torch.equal(model.pos_embed, before.pos_embed)
+    assert torch.equal(model(image), before(image))
+    ProgressiveTokenization(model).step(0.0)  # a phase is no obstacle to the next schedule
+    assert ProgressiveTokenization(model).tokenizers[0].base_stride == 16
+
+
 def test_own_phases() -> None:
-    schedule = ProgressiveTokenization(make(), phases=[(0.5, 8, 1), Phase(0.75, 6, 1), [1, 4]])
+    schedule = ProgressiveTokenization(make(), phases=[(np.float32(0.5), np.int64(8), 1), Phase(0.75, 6, 1), [1, 4]])
+    assert {type(value) for phase in schedule.phases for value in (phase.stride, phase.dilation)} == {int}
     assert schedule.phases == [Phase(0.5, 8, 1), Phase(0.75, 6, 1), Phase(1.0, 4, 1)]
 
 
@@ -220,6 +295,9 @@ def test_own_phases() -> None:
         ([(0.5, 8, 0), (1.0, 4)], "dilation 0"),
         ([(0.5, 8.0), (1.0, 4)], "stride 8.0"),
         ([(0.5, "8"), (1.0, 4)], "stride '8'"),
+        ([(0.5, True), (1.0, 4)], "stride True"),
+        ([(0.5, 8, True), (1.0, 4)], "dilation True"),
+        ([(0.5, 8), (True, 4)], "ends at True"),
         ([(0.5, 8, 1, 1), (1.0, 4)], "a phase must be"),
         ([0.5, 1.0], "a phase must be"),
         ([(0.5, 4), (1.0, 8)], "must be the model's own: 4 and 1"),
