@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 DYNAMIC_AXES = {"size": {0: "batch", 2: "height", 3: "width"}, "batch": {0: "batch"}, "none": {}}
+_LONGEST = 600  # characters of an error's line
 
 
 @contextmanager
@@ -30,9 +31,10 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line: exporters append pages of their graph."""
+    """The first line of what an error says, or its kind where that is nothing: exporters append pages of a graph."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
 
 
 def _whole_number_grid(self: PatchEmbed, img_size: tuple[int, int]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict, parse_model_name, resolve_model_input_args
 from torch import nn
 
+from asvit_plugin.exporting import first_line
 from asvit_plugin.models.weight_sources import HUB, describe_weights, find_weights, read_normalisation
 
 _ERRORS = (
@@ -71,11 +72,6 @@ def build(option: str, name: str, kwargs: dict[str, Any], pretrained: bool, path
         if _is_unreachable(error):
             raise ValueError(_where_to_put_it(name, kwargs, option, path, path_option)) from error
         raise ValueError(f"cannot build --{option.replace('_', '-')} {name!r}: {_reason(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _reason(error: Exception) -> str:

@@ -56,10 +56,10 @@ def _costs_of_sizes(model: nn.Module, sides: list[int], input_size: tuple[int, i
     """MACs of one image of each side."""
     try:
         return [macs(model, (input_size[0], side, side)) for side in sides]
-    except AssertionError as error:
-        raise ValueError(
-            f"--train-img-sizes is {sides}; this model takes {input_size[-1]} only (timm's ViTs take others with "
-            "--model-kwargs.dynamic_img_size true)"
-        ) from error
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        if isinstance(error.__cause__, AssertionError):  # timm's ViTs of a fixed size
+            raise ValueError(
+                f"--train-img-sizes is {sides}; this model takes {input_size[-1]} only (timm's ViTs take others with "
+                "--model-kwargs.dynamic_img_size true)"
+            ) from error
         raise ValueError(f"--train-img-sizes is {sides}; the model does not take them: {first_line(error)}") from error

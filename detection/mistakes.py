@@ -29,11 +29,13 @@ def remark(message: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, or its kind where it says nothing; of a loader's worker, what was raised there."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "DataLoader worker" in lines[0]:  # then comes the worker's traceback, with the message last
-        return lines[-1].rpartition("DataError: ")[2]
-    return lines[0] if lines else type(error).__name__
+    """:func:`asvit_plugin.exporting.first_line` of an exception; of a loader's worker, of what was raised there."""
+    from asvit_plugin import exporting  # takes seconds, and is of use only when something is wrong
+
+    line = exporting.first_line(error)
+    if "DataLoader worker" in line:  # then comes the worker's traceback, with the message last
+        return str(error).rstrip().splitlines()[-1].strip().rpartition("DataError: ")[2]
+    return line
 
 
 def expect_mistakes() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+_BY_STAGE = ("num_heads", "mlp_ratio", "head_dim")
+
 
 @dataclass(frozen=True)
 class ViTShape:
@@ -19,6 +21,9 @@ class ViTShape:
         in_chans: Image channels.
         num_classes: Classes.
         token_stride: The blocks see every so many-th row and column of the patches.
+
+    Raises:
+        ValueError: ``num_heads`` and ``mlp_ratio`` are of different numbers of blocks.
     """
 
     num_heads: Sequence[int]
@@ -30,6 +35,9 @@ class ViTShape:
     in_chans: int = 3
     num_classes: int = 1000
     token_stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_lengths("num_heads", len(self.num_heads), "mlp_ratio", len(self.mlp_ratio), "block")
 
     @property
     def num_patches(self) -> int:
@@ -72,6 +80,9 @@ class PiTShape:
         in_chans: Image channels.
         num_classes: Classes.
         distilled: With a distillation token and its head.
+
+    Raises:
+        ValueError: Two of them are of different numbers of stages, or of blocks of a stage.
     """
 
     num_heads: Sequence[Sequence[int]]
@@ -84,6 +95,12 @@ class PiTShape:
     in_chans: int = 3
     num_classes: int = 1000
     distilled: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "mlp_ratio") if isinstance(self.head_dim, int) else _BY_STAGE:
+            check_lengths("embed_dims", len(self.embed_dims), name, len(getattr(self, name)), "stage")
+        for stage, (heads, ratios) in enumerate(zip(self.num_heads, self.mlp_ratio)):
+            check_lengths(f"num_heads[{stage}]", len(heads), f"mlp_ratio[{stage}]", len(ratios), "block")
 
     @property
     def num_patches(self) -> list[int]:
@@ -118,6 +135,12 @@ class PiTShape:
         for stage, (dim, head_dim) in enumerate(zip(self.embed_dims, head_dims)):
             for heads, ratio in zip(self.num_heads[stage], self.mlp_ratio[stage]):
                 yield stage, dim, heads * head_dim, int(dim * ratio)
+
+
+def check_lengths(name: str, length: int, other: str, other_length: int, part: str) -> None:
+    """Refuse two attributes that do not have one number per part each."""
+    if length != other_length:
+        raise ValueError(f"{name} has {length} and {other} {other_length}; both must have one value per {part}")
 
 
 def block_macs(tokens: int, dim: int, attn_dim: int, hidden: int) -> int:

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..models.as_vit_genotype import AsViTGenotype
 from .analytic import block_params
+
+if TYPE_CHECKING:
+    from ..models.as_vit_genotype import AsViTGenotype
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class AsViTShape:
         pos_embed: With a position embedding.
     """
 
-    genotype: AsViTGenotype
+    genotype: "AsViTGenotype"
     img_size: int = 224
     stem_stride: int = 4
     in_chans: int = 3

@@ -11,6 +11,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..exporting import first_line
+from ..modes import evaluating
+
 
 def params(model: nn.Module) -> int:
     """Number of parameters; shared ones count once."""
@@ -31,10 +34,13 @@ def macs(model: nn.Module, input: torch.Tensor | Sequence[int] | None = None) ->
 
     Returns:
         MACs for the whole batch.
+
+    Raises:
+        ValueError: for no input or shape, and for one that the model refuses.
     """
     counter = FlopCounterMode(display=False)
-    with counter:
-        run_on_meta(model, input)
+    with _fitting(model, input) as example, counter:
+        run_on_meta(model, example)
     return counter.get_total_flops() // 2
 
 
@@ -60,6 +66,7 @@ def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = No
 
     Raises:
         ModuleNotFoundError: without fvcore.
+        ValueError: as :func:`macs`.
     """
     try:
         from fvcore.nn import FlopCountAnalysis, flop_count_table
@@ -70,9 +77,8 @@ def cost_table(model: nn.Module, input: torch.Tensor | Sequence[int] | None = No
     if any(parameter.is_meta for parameter in model.parameters()):
         model = copy.deepcopy(model).to_empty(device="cpu")
     device = next((parameter.device for parameter in model.parameters()), None)
-    example = example_input(model, input).to(device)
-    with evaluating(model):
-        analysis = FlopCountAnalysis(model, example)
+    with _fitting(model, input) as example, evaluating(model):
+        analysis = FlopCountAnalysis(model, example.to(device))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.set_op_handle(**{f"aten::{name}": elementwise_flop_counter(0, 0) for name in _UNCOUNTED})
@@ -102,9 +108,10 @@ def example_input(model: nn.Module, input: torch.Tensor | Sequence[int] | None =
     """The given tensor, or zeros of the given shape or of the model's own input size; see :func:`macs`."""
     if isinstance(input, torch.Tensor):
         return input
-    if input is None and not hasattr(model, "pretrained_cfg"):
+    if input is None and getattr(model, "pretrained_cfg", None) is None:
         raise ValueError(f"input is None, and a {type(model).__name__} names no input size: give a tensor or a shape")
-    shape = tuple(get_model_input_config(model)["input_size"] if input is None else input)
+    given = get_model_input_config(model)["input_size"] if input is None else input
+    shape = tuple(given) if isinstance(given, Sequence) else ()
     if len(shape) not in (3, 4, 5) or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(
             f"input is {input!r}; it must be a tensor, or the shape (C, H, W) or (B, C, H, W) of one, or "
@@ -115,12 +122,20 @@ def example_input(model: nn.Module, input: torch.Tensor | Sequence[int] | None =
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule's own mode comes back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def _fitting(model: nn.Module, input: torch.Tensor | Sequence[int] | None) -> Iterator[torch.Tensor]:
+    """Give the example input, and turn what a model raises for one that it does not take into one sentence."""
+    model = unwrap_model(model)
+    example = example_input(model, input)
     try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        yield example
+    except (NotImplementedError, torch.OutOfMemoryError):  # whatever the input
+        raise
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        image = (
+            ""
+            if input is None or isinstance(input, torch.Tensor) or len(input) == example.ndim
+            else " (three numbers mean one image)"
+        )
+        raise ValueError(
+            f"{type(model).__name__} takes no input of shape {list(example.shape)}{image}: {first_line(error)}"
+        ) from error

@@ -57,6 +57,8 @@ class EvolvingSettings:
 
     def __post_init__(self) -> None:
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        if isinstance(self.objectives, str):
+            raise ValueError(f"objectives is {self.objectives!r}; it must be a list of names, such as ['top1']")
         for objective in self.objectives:
             check_choice("objectives", objective, tuple(OBJECTIVES))
         if "top1" not in self.objectives or len(set(self.objectives)) < len(self.objectives):

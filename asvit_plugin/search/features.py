@@ -12,11 +12,15 @@ from timm.utils import unwrap_model
 from torch import nn
 
 BLOCK = re.compile(r"(.*\.)?(blocks\.\d+|layer\d\.\d+)")  # transformers and most of timm; ResNets
+_ROUNDING = 1e-6  # relative, of a sum; layer norms give 1e-8 in single precision
 
 
 def image_shape(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
     """(C, H, W) of the images for a model; an ``img_size`` of None is the model's own."""
-    channels, *own_size = get_model_input_config(unwrap_model(model))["input_size"]
+    model = unwrap_model(model)
+    if getattr(model, "pretrained_cfg", {}) is None:
+        raise ValueError(f"{model_name(model)} has None for a pretrained_cfg, which names a timm model's images")
+    channels, *own_size = get_model_input_config(model)["input_size"]
     size = tuple(own_size) if img_size is None else to_2tuple(img_size)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"img_size is {img_size!r}; it must be a number of pixels of at least 1, or (height, width)")
@@ -26,7 +30,23 @@ def image_shape(model: nn.Module, img_size: int | tuple[int, int] | None) -> tup
 def model_name(model: nn.Module) -> str:
     """timm's name of a model, or its class."""
     model = unwrap_model(model)
-    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+
+
+def check_sums(model: nn.Module, outputs: torch.Tensor, what: str, remedy: str) -> None:
+    """Refuse outputs (B, ...) whose sums are 0 whatever the weights, as behind a layer norm at its start.
+
+    The gradients of such a sum are rounding errors.
+
+    Raises:
+        ValueError: They are.
+    """
+    rows = outputs.detach().flatten(1)
+    if (rows.sum(1).abs() < _ROUNDING * rows.abs().sum(1)).all():
+        raise ValueError(
+            f"{what} of {model_name(model)} sum to 0 whatever the weights, as behind a layer norm, so there are no "
+            f"gradients to measure; {remedy}"
+        )
 
 
 class PooledFeature(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 from .. import costs
 from ..checks import check_choice
 from ..costs import macs, params
+from .proxies import PROXIES
 
 
 def build_net(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -39,15 +40,17 @@ def check_measurement(proxies: Sequence[str], seed: int, repeats: int, img_size:
             raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {smallest}")
     if img_size is not None and (not isinstance(img_size, int) or img_size < 1):
         raise ValueError(f"img_size is {img_size!r}; it must be a whole number of at least 1, or None")
+    if isinstance(proxies, str):
+        raise ValueError(f"proxies is {proxies!r}; it must be a list of names, such as [{proxies!r}]")
     if not proxies or len(set(proxies)) < len(proxies):
         raise ValueError(f"proxies are {list(proxies)}; there must be at least one, and none twice")
     for proxy in proxies:
-        check_choice("proxies", proxy, tuple(_proxies()))
+        check_choice("proxies", proxy, tuple(PROXIES))
 
 
 def directions(proxies: Sequence[str]) -> dict[str, bool]:
     """For each proxy, whether more is better."""
-    return {name: _proxies()[name].maximize for name in proxies}
+    return {name: PROXIES[name].maximize for name in proxies}
 
 
 def with_img_size(space: str, arguments: Mapping[str, Any], img_size: int | None) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def measure_scores(
     model = build_net(name, arguments)
     side = input_shape(model, arguments)[-1]
     scores = {
-        proxy: _proxies()[proxy].measure(model, img_size=side, repeats=repeats, seed=seed, device=device)
+        proxy: PROXIES[proxy].measure(model, img_size=side, repeats=repeats, seed=seed, device=device)
         for proxy in proxies
     }
     spread = {name: score.spread if math.isfinite(score.spread) else None for name, score in scores.items()}
@@ -99,9 +102,3 @@ def measure_scores(
 def measure_latency(model: nn.Module, shape: Sequence[int], device: str) -> float:
     """Median seconds for one image (C, H, W) in eval mode on one thread, over a second of runs."""
     return costs.measure_latency(model, (1, *shape), device=device, threads=1).median
-
-
-def _proxies() -> Mapping[str, Any]:
-    from . import PROXIES  # the package imports what imports this module
-
-    return PROXIES

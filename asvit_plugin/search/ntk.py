@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from .batched_attention import BatchedAttention
-from .features import PooledFeature, image_shape, measuring
+from .features import PooledFeature, check_sums, image_shape, measuring
 from .images import Images, check_images, draw_images
 from .redrawing import draws
 from .score import Score
@@ -55,6 +55,7 @@ def ntk_condition(
             feature = PooledFeature(draw.model)
             batch = draw_images(images, shape, model, draw.generator).to(next(feature.parameters()))
             freeze_batch_norms(feature, batch)
+            check_sums(draw.model, feature(batch[:2]), "the features before the head", "ntk_condition cannot score it")
             values.append(condition(tangent_kernel(feature, batch)))
     return Score(tuple(values))
 

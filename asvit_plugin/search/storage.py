@@ -107,9 +107,16 @@ def clear_errors(url: str | None) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         reason = str(getattr(cause, "orig", None) or cause or error).strip().split("\n")[0]
-        raise RuntimeError(
-            f"database {shown(url)} cannot be used: {reason}; what was stored is kept, so run the same again later"
-        ) from error
+        advice = "; what was stored is kept, so run the same again later" if _may_pass(cause, reason) else ""
+        raise RuntimeError(f"database {shown(url)} cannot be used: {reason}{advice}") from error
+
+
+def _may_pass(error: BaseException | None, reason: str) -> bool:
+    """Whether the same may succeed later: a file that is locked or has no room, a server that is out of reach."""
+    if isinstance(getattr(error, "orig", None), sqlite3.Error):
+        return "locked" in reason or "full" in reason
+    passing = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.TimeoutError)
+    return isinstance(error, passing) or getattr(error, "connection_invalidated", False)
 
 
 def shown(url: str | None) -> str:

@@ -6,7 +6,7 @@ Liao, Karaman, Sze: "Searching for Efficient Multi-Stage Vision Transformers", 2
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,17 @@ class SuperNet(ViTResNAS):
     Args:
         networks: The space.
         model: A net of the largest definition; the supernet takes over its modules and what timm knows of it.
+
+    Raises:
+        ValueError: for a net of another definition.
     """
 
     def __init__(self, networks: NetworkSpace, model: ViTResNAS) -> None:
-        assert model.network_def == str(networks.largest), "a supernet is made of its space's largest net"
+        if model.network_def != str(networks.largest):
+            raise ValueError(
+                f"model has the network_def {model.network_def!r}; it must be the space's largest net, "
+                f"{str(networks.largest)!r}"
+            )
         take_over(self, model)
         self.networks = networks
         self.nets: tuple[NetworkDef, ...] = ()  # of the next batches; none stands for the whole net
@@ -68,9 +75,15 @@ class SuperNet(ViTResNAS):
     def choose(self, choices: Sequence[Choice] | None) -> None:
         """Have the net of choice i % len(choices) compute example i of the next batches; with None, the whole net.
 
+        Every net computes as many examples: batches must be multiples of the number of choices (``drop_last=True`` of
+        a ``DataLoader``).
+
         Raises:
-            ValueError: for no choices, and where one has a decision or value that the space has not.
+            ValueError: for no list of choices or none in it, and where one has a decision or value that the space has
+                not.
         """
+        if isinstance(choices, Mapping):
+            raise ValueError("choices are a single one; they must be a list of them, or None for the whole net")
         if choices is not None and not choices:
             raise ValueError("choices are empty; there must be at least one, or None for the whole net")
         self.nets = tuple(self.networks.network(choice) for choice in choices or ())
@@ -125,7 +138,10 @@ class SuperNet(ViTResNAS):
 
     def _check_batch(self, batch_size: int) -> None:
         if batch_size % len(self.nets):
-            raise ValueError(f"the batch has {batch_size} examples; {len(self.nets)} chosen nets do not divide it")
+            raise ValueError(
+                f"the batch has {batch_size} examples; {len(self.nets)} chosen nets do not divide it (a DataLoader's "
+                "last batch is left out by drop_last=True)"
+            )
 
     def _forward_slice(self, x: torch.Tensor, tokens: tuple[torch.Tensor, torch.Tensor], index: int) -> Output:
         """What a chosen net makes of its examples, whose tokens the joint stem has made."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from .features import image_shape, measuring, model_name
+from .features import check_sums, image_shape, measuring, model_name
 from .redrawing import draws
 from .score import Score
 
@@ -44,7 +44,8 @@ def synflow(
         device: Where to compute; None for the model's own.
 
     Raises:
-        ValueError: for a model that cannot be run so, or an argument outside what is allowed.
+        ValueError: for a model that cannot be run so, or whose outputs sum to 0 whatever the weights (those of a layer
+            norm, without a head), or an argument outside what is allowed.
     """
     return _score("synflow", lambda gradients: sum(map(_saliency, gradients)), model, img_size, repeats, seed, device)
 
@@ -69,7 +70,7 @@ def dss(
         device: Where to compute; None for the model's own.
 
     Raises:
-        ValueError: for a model without attention or that cannot be run so, or an argument outside what is allowed.
+        ValueError: for a model without attention, and as :func:`synflow`.
     """
     if not any(ATTENTION_MATRIX.fullmatch(name) for name, _ in _weighted_layers(model)):
         raise ValueError(f"{model_name(model)} has no attention with linear layers named qkv or proj; dss measures it")
@@ -101,8 +102,9 @@ def linear_gradients(model: nn.Module, shape: tuple[int, int, int]) -> Gradients
             parameter.abs_()
     layers = dict(_weighted_layers(model))
     weights = [layer.weight.requires_grad_() for layer in layers.values()]
-    loss = model(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device)).sum()
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    outputs = model(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device))
+    check_sums(model, outputs, "the outputs", "give it a head (num_classes of at least 1)")
+    gradients = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
     return [
         (name, w.detach(), gradient) for name, w, gradient in zip(layers, weights, gradients) if gradient is not None
     ]

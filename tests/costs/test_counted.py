@@ -1,5 +1,8 @@
 """Counted costs: torch's counter on meta tensors, fvcore's table beside it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -60,6 +63,11 @@ def test_attention_pooling_counts() -> None:
 def test_no_input_for_a_model_without_one() -> None:
     with pytest.raises(ValueError, match="a Linear names no input size"):
         macs(nn.Linear(3, 3))
+    model = timm.create_model("resnet18", device="meta")
+    model.pretrained_cfg = None
+    with pytest.raises(ValueError, match="a ResNet names no input size"):
+        macs(model)
+    assert macs(model, (3, 64, 64)) > 0
 
 
 def test_shared_parameters_count_once() -> None:
@@ -84,10 +92,38 @@ def test_compiled_models_are_looked_through() -> None:
     assert macs(torch.compile(model)) == macs(model)
 
 
-@pytest.mark.parametrize("shape", [(224,), (0, 3, 224, 224), (3, 224.0, 224), "224"])
+@pytest.mark.parametrize("shape", [(224,), (0, 3, 224, 224), (3, 224.0, 224), "224", 64])
 def test_bad_shapes_are_refused(shape: object) -> None:
     with pytest.raises(ValueError, match="input is .* must be a tensor, or the shape"):
         macs(nn.Identity(), shape)
+
+
+REFUSED = {
+    "lstm": (
+        nn.LSTM(3, 4),
+        (2, 5, 3),
+        r"LSTM takes no input of shape \[1, 2, 5, 3\] \(three numbers mean one image\): ",
+    ),
+    "channels": (nn.Conv2d(3, 4, 1), (1, 2, 5, 5), r"Conv2d takes no input of shape \[1, 2, 5, 5\]: "),
+    "size": (
+        timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, device="meta"),
+        (3, 65, 64),
+        r"VisionTransformer takes no input of shape \[1, 3, 65, 64\] \(three numbers mean one image\): ",
+    ),
+    "dims": (nn.Flatten(5), torch.zeros(2, 3), r"Flatten takes no input of shape \[2, 3\]: "),
+    "arguments": (nn.Bilinear(2, 2, 2), torch.zeros(2, 3), r"Bilinear takes no input of shape \[2, 3\]: "),
+}
+
+
+@pytest.mark.parametrize("count", [macs, cost_table])
+@pytest.mark.parametrize("case", REFUSED)
+def test_inputs_that_a_model_does_not_take(case: str, count: Callable[..., Any]) -> None:
+    if count is cost_table:
+        pytest.importorskip("fvcore")
+    model, given, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        count(model, given)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["as_vit", "vit_tiny_patch16_224"])

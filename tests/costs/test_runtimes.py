@@ -9,6 +9,7 @@ from torch import nn
 
 from asvit_plugin.costs import DTYPES, RUNTIMES, make_run
 from asvit_plugin.costs.runtimes import PACKAGES, check_runtime
+from asvit_plugin.exporting import first_line
 
 
 def need(runtime: str) -> None:
@@ -103,3 +104,18 @@ def test_a_model_that_cannot_run_is_one_sentence(runtime: str) -> None:
         ValueError, match=f"runtime '{runtime}' cannot run Sequential of an input .2, 3, 9, 9. in float32"
     ):
         make_run(small_net(), torch.randn(2, 3, 9, 9), runtime)
+
+
+@pytest.mark.parametrize(
+    "said, line",
+    [
+        ("one\ntwo", "one"),
+        ("\n  \n  one  \ntwo", "one"),
+        ("", "ValueError"),
+        (" \n", "ValueError"),
+        ("x" * 5000, "x" * 600 + " ..."),
+    ],
+    ids=["lines", "blank_first", "nothing", "blank", "long"],
+)
+def test_first_lines_of_errors(said: str, line: str) -> None:
+    assert first_line(ValueError(said)) == line

@@ -211,7 +211,7 @@ def test_a_study_of_another_space_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("high", "low", "message"),
     [
-        (1e6, None, "9.75e\\+05 to 1e\\+06 macs, which no net has: .* reach from 1.752e\\+06 to 7.052e\\+06"),
+        (1e6, None, "975000 to 1000000 macs, which no net has: .* reach from 1.752e\\+06 to 7.052e\\+06"),
         (9e6, None, "which no net has: .* reach from 1.752e\\+06 to 7.052e\\+06"),
         (4e6 + 1, 4e6 + 1, "none of 600 drawn nets has: the nearest has .*, and .* reach from"),
     ],
@@ -229,6 +229,7 @@ def test_a_budget_without_nets(sampler: str, high: float, low: float | None, mes
     ("kwargs", "message"),
     [
         ({"sampler": "annealing"}, "sampler is 'annealing'; it must be one of 'evolution'"),
+        ({"objectives": "top1"}, "objectives is 'top1'; it must be a list of names"),
         ({"objectives": ("top5",)}, "objectives is 'top5'; it must be one of 'top1'"),
         ({"objectives": ("macs",), "sampler": "nsga2"}, "'top1' must be among them"),
         ({"objectives": ("top1", "top1"), "sampler": "nsga2"}, "none twice"),

@@ -11,7 +11,16 @@ import torch
 from nets import NETS, TRANSFORMERS, make, side
 
 from asvit_plugin import costs
-from asvit_plugin.search import PROXIES, dss, length_distortion, macs, num_parameters, spectrum_entropy
+from asvit_plugin.search import (
+    PROXIES,
+    dss,
+    length_distortion,
+    macs,
+    ntk_condition,
+    num_parameters,
+    spectrum_entropy,
+    synflow,
+)
 
 DRAWN = [name for name in PROXIES if name not in ("parameters", "macs")]
 
@@ -94,6 +103,36 @@ def test_models_that_a_definition_does_not_fit() -> None:
     with torch.device("meta"):
         model = make("scaled_vit")
     with pytest.raises(ValueError, match="model is on the meta device"):
+        length_distortion(model, img_size=32)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "vit_resnas"])
+@pytest.mark.parametrize("proxy", ["synflow", "dss"])
+def test_sums_that_no_weight_changes(proxy: str, name: str) -> None:
+    """Without a head the output is a layer norm's, whose sum has no gradient but rounding errors."""
+    if name == "convnext_atto" and proxy == "dss":
+        pytest.skip("no attention")
+    for seed in range(3):
+        with pytest.raises(ValueError, match=f"the outputs of {name} sum to 0 .*num_classes of at least 1"):
+            PROXIES[proxy].measure(make(name, num_classes=0), img_size=side(name), repeats=1, seed=seed)
+
+
+def test_headless_nets_whose_sums_tell_something() -> None:
+    assert synflow(make("resnet18", num_classes=0), img_size=32, repeats=1).value > 0.0
+    headless, headed = (make("vit_tiny_patch16_224", num_classes=classes) for classes in (0, 10))
+    assert ntk_condition(headless, img_size=32, repeats=1) == ntk_condition(headed, img_size=32, repeats=1)
+
+
+def test_stages_that_end_in_a_norm_have_no_tangent_kernel() -> None:
+    model = timm.create_model("pvt_v2_b0", embed_dims=(4, 4, 8, 8), num_heads=(1, 1, 1, 1))
+    with pytest.raises(ValueError, match="features before the head of pvt_v2_b0 sum to 0 .* ntk_condition cannot"):
+        ntk_condition(model, img_size=32, images=2, repeats=1)
+
+
+def test_models_without_a_configuration() -> None:
+    model = make("scaled_vit")
+    model.pretrained_cfg = None
+    with pytest.raises(ValueError, match="ScaledViT has None for a pretrained_cfg"):
         length_distortion(model, img_size=32)
 
 

@@ -7,9 +7,8 @@ import pytest
 from doc_blocks import DOCS, run_block
 from test_topology import Proxy
 
-import asvit_plugin.search
 from asvit_plugin.costs import params
-from asvit_plugin.search import load_space
+from asvit_plugin.search import load_space, measuring
 
 PAGE = "search.md"
 
@@ -20,7 +19,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     named = {"length_distortion": Proxy(True, params), "ntk_condition": Proxy(False, lambda net: params(net) % 7)}
-    monkeypatch.setattr(asvit_plugin.search, "PROXIES", named, raising=False)
+    monkeypatch.setattr(measuring, "PROXIES", named)
 
 
 def test_from_python(capsys: pytest.CaptureFixture[str]) -> None:

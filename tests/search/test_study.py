@@ -10,10 +10,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from studies import OBJECTIVES, SPACE, kill, moments, run, sampler_of, start, states, values_of
 
 from asvit_plugin.search import open_study
 from asvit_plugin.search.sampling import suggest
+from asvit_plugin.search.storage import clear_errors
 from asvit_plugin.search.workers import Workers
 
 
@@ -185,7 +187,7 @@ def test_another_programs_study_is_refused(tmp_path: Path) -> None:
 def test_a_broken_database_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     file.write_bytes(b"no database at all" * 100)
-    with pytest.raises(RuntimeError, match="database .*study.db cannot be used: file is not a database"):
+    with pytest.raises(RuntimeError, match="database .*study.db cannot be used: file is not a database$"):
         run(file, 1)
     assert file.read_bytes().startswith(b"no database")
 
@@ -194,7 +196,7 @@ def test_a_database_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     run(file, 3)
     file.write_bytes(file.read_bytes()[:20_000])
-    with pytest.raises(RuntimeError, match="database .*study.db cannot be used: .*malformed"):
+    with pytest.raises(RuntimeError, match="database .*study.db cannot be used: .*malformed$"):
         run(file, 5)
 
 
@@ -203,10 +205,28 @@ def test_a_locked_database_is_one_sentence(tmp_path: Path) -> None:
     run(file, 2)
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(RuntimeError, match="database .*study.db cannot be used: database is locked"):
+    with pytest.raises(RuntimeError, match="cannot be used: database is locked; what was stored is kept, so run the"):
         run(file, 4, lock_seconds=0.1)
     holder.close()
     assert run(file, 4) == run(None, 4)
+
+
+@pytest.mark.parametrize(
+    "error, later",
+    [
+        (sqlalchemy.exc.OperationalError("", {}, sqlite3.OperationalError("database or disk is full")), True),
+        (sqlalchemy.exc.OperationalError("", {}, sqlite3.OperationalError("no such table: studies")), False),
+        (sqlalchemy.exc.OperationalError("", {}, Exception("connection to server lost")), True),
+        (sqlalchemy.exc.DatabaseError("", {}, Exception("gone"), connection_invalidated=True), True),
+        (sqlalchemy.exc.ProgrammingError("", {}, Exception("syntax error")), False),
+        (sqlalchemy.exc.NoSuchModuleError("Can't load plugin"), False),
+    ],
+    ids=["full", "no_table", "lost", "invalidated", "syntax", "no_plugin"],
+)
+def test_only_what_may_pass_is_worth_another_try(error: Exception, later: bool) -> None:
+    with pytest.raises(RuntimeError, match="database memory cannot be used: ") as caught, clear_errors(None):
+        raise error
+    assert ("run the same again later" in str(caught.value)) is later
 
 
 @pytest.mark.parametrize(

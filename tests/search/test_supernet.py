@@ -443,6 +443,11 @@ def one(**changes: Any) -> Choice:
 MISTAKES = {
     "batch_masks": (lambda model: run(model, 4, 6), "the batch has 6 examples; 4 chosen nets do not divide it"),
     "batch_slices": (lambda model: run(model, 3, 2, "slices"), "the batch has 2 examples; 3 chosen nets do not"),
+    "one_choice": (lambda model: model.choose(one()), "choices are a single one; they must be a list"),
+    "other_net": (
+        lambda model: SuperNet(ONE_STAGE, timm.create_model("vit_resnas", network_def=str(TWO_STAGES.largest))),
+        "model has the network_def .*; it must be the space's largest net",
+    ),
     "no_choices": (lambda model: model.choose([]), "choices are empty; there must be at least one, or None"),
     "value": (lambda model: model.choose([one(dim_1=17)]), r"'dim_1' is 17; it must be one of \[16, 12, 9\]"),
     "decision": (lambda model: model.choose([{"dim_1": 16}]), r"the decisions \['dim_1'\]; it must have"),

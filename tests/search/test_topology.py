@@ -9,9 +9,8 @@ import optuna
 import pytest
 import timm
 
-import asvit_plugin.search
 from asvit_plugin.costs import macs, params
-from asvit_plugin.search import Space, TopologySettings, load_space, search_topology
+from asvit_plugin.search import Space, TopologySettings, load_space, measuring, search_topology
 from asvit_plugin.search.space_schema import parse_space
 
 TINY = """
@@ -44,7 +43,7 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Proxy]:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     depth = Proxy(True, lambda model: math.nan if len(model.blocks) == 3 else len(model.blocks))
     named = {"depth": depth, "size": Proxy(False, params)}
-    monkeypatch.setattr(asvit_plugin.search, "PROXIES", named, raising=False)
+    monkeypatch.setattr(measuring, "PROXIES", named)
     return named
 
 
@@ -134,6 +133,7 @@ def test_a_net_that_cannot_be_built_is_named(proxies: dict[str, Proxy]) -> None:
         (dict(seed=-1), "seed is -1"),
         (dict(sampler="grid"), "sampler is 'grid'; it must be one of 'reinforce', 'random'"),
         (dict(proxies=("nosuch",)), "proxies is 'nosuch'; it must be one of 'depth', 'size'"),
+        (dict(proxies="parameters"), "proxies is .parameters.; it must be a list of names, such as"),
         (dict(proxies=()), "at least one, and none twice"),
         (dict(img_size=0), "img_size is 0"),
     ],
