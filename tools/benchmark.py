@@ -1,7 +1,7 @@
 """Speed and memory of timm models beside each other, timed in turn so that their ratios can be trusted.
 
 python tools/benchmark.py as_vit_small swin_tiny_patch4_window7_224 --img-size 224 512 --json figures.json
-python tools/benchmark.py --img-size 224 384 512 1024 --step forward training --json docs/benchmarks/suite_cpu.json
+python tools/benchmark.py --img-size 224 384 512 1024 --step forward training --json docs/benchmarks/suite_NAME.json
 
 Models that are named make one group, without names there are those of tools/benchmark_suite.py; ratios are to the last
 model of a group. A command that was stopped goes on from the cells that its JSON file holds.

@@ -1,8 +1,8 @@
 """A timm ViT with its weights as a castled one: softmax attention that can become linear, in a folder that timm loads.
 
-python tools/castle.py deit_tiny_patch16_224 --pretrained --output castled/deit_tiny
-python tools/castle.py deit_small_patch16_224 --checkpoint mine.safetensors --blocks 0 1 2 --output castled/mine
-python tools/castle.py local-dir:castled/fine_tuned --finish --data-dir photos --output castled/finished
+python tools/castle.py deit_tiny_patch16_224 --pretrained --output output/castled/deit_tiny
+python tools/castle.py deit_small_patch16_224 --checkpoint mine.safetensors --blocks 0 1 2 --output output/castled/mine
+python tools/castle.py local-dir:output/castled/tuned --finish --data-dir photos --output output/castled/finished
 """
 
 import argparse
@@ -54,6 +54,8 @@ def build(args: argparse.Namespace) -> nn.Module:
         overlay = dict(file=str(args.checkpoint), state_dict=weights, num_classes=classes)
         kwargs.update(pretrained_cfg_overlay=overlay, num_classes=classes)  # of equal classes timm loads all or nothing
     loads = args.pretrained or args.checkpoint is not None or ":" in args.model
+    if not loads:
+        print("the weights are random: --pretrained loads the public ones, --checkpoint FILE your own")
     return timm.create_model(args.model, pretrained=loads, **kwargs).eval()
 
 

@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the study and the family (output/grow_SPACE)")
     parser.add_argument("--storage", help="file or Optuna storage URL of the study (study.db in the output folder)")
     parser.add_argument("--study-name", help="its name there (the space's, with -growth)")
-    parser.add_argument("--budget", default=PAPER.budget, choices=list(BUDGETS), help="what is limited")
+    parser.add_argument(
+        "--budget", default=PAPER.budget, choices=list(BUDGETS), help="what is limited; latency in seconds"
+    )
     parser.add_argument("--low", type=float, default=PAPER.low, help="growing ends with the first net of this much")
     parser.add_argument("--high", type=float, default=PAPER.high, help="nets of more are left out")
     parser.add_argument("--proxies", nargs="+", default=list(PAPER.proxies), help="what nets are scored by")

@@ -1,7 +1,7 @@
 """Latency, throughput and peak memory of timm models in the runtimes of this machine, timed in turn in one run.
 
 python tools/measure_latency.py deit_tiny_patch16_224 pit_ti_224 --runtime eager compile onnxruntime --json figures.json
-python tools/measure_latency.py --predictor 14 --threads 1 --clock cpu    # how well a table of blocks predicts ViTs
+python tools/measure_latency.py --predictor 16 --threads 1 --clock cpu    # how well a table of blocks predicts ViTs
 
 What is measured is also kept in a file of this machine, where asvit_plugin.costs.LatencyCache finds it.
 """
@@ -19,6 +19,7 @@ from arguments import MISTAKES, key_value
 from latency_prediction import predict_nets, print_prediction
 from result_files import machine_record, write_json
 from torch import nn
+from tqdm import tqdm, trange
 
 import asvit_plugin  # noqa: F401  (registers the models)
 from asvit_plugin.costs import (
@@ -100,20 +101,24 @@ def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ..
 
 def timed(probes: list[LatencyProbe], args: argparse.Namespace) -> list[Latency]:
     """Time models in turn, and keep what comes out."""
-    latencies = measure_in_turn(probes, args.seconds, args.rounds)
+    for _ in trange(args.rounds, desc="timing", unit="round", leave=False):
+        latencies = measure_in_turn(probes, args.seconds / args.rounds, rounds=1)
     LatencyCache(args.cache).put(*latencies)
     return latencies
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Figures of every model in every runtime."""
-    names, probes, costs = [], [], []
-    for name in args.models:
-        model, shape = build(name, args)
-        for setting in settings_of(args):
-            probes.append(LatencyProbe(model, shape, setting, args.memory))
-            names.append(name)
-            costs.append(macs(model, (1, *shape[1:])))
+    names, probes, costs, settings = [], [], [], settings_of(args)
+    with tqdm(total=len(args.models) * len(settings), desc="getting ready", unit="model", leave=False) as bar:
+        for name in args.models:
+            model, shape = build(name, args)
+            for setting in settings:
+                bar.set_postfix_str(f"{name} in {setting.runtime}")
+                probes.append(LatencyProbe(model, shape, setting, args.memory))
+                names.append(name)
+                costs.append(macs(model, (1, *shape[1:])))
+                bar.update()
     return [
         {"model": name, "macs": cost, "throughput": each.throughput, **asdict(each)}
         for name, cost, each in zip(names, costs, timed(probes, args))

@@ -1,20 +1,26 @@
 """A net scaled to a budget of MACs, parameters or seconds on this device, by what a score gains for the cost.
 
-    python tools/scale.py --base deit_tiny --budget macs --to 2.5e9
-    python tools/scale.py --base deit_small --budget latency --to 0.03 --runtime onnxruntime  # seconds
-    python tools/scale.py --base pit_ti img_size=96 --to 2e8 --factors depth mlp_ratio_3      # all stages' depths
-    python tools/scale.py --base deit_tiny --iso                                # at its own cost: this for that
-    python tools/scale.py --base deit_tiny img_size=96 patch_size=8 --to 6e8 --factors depth head_dim=32,48,64 mlp_ratio
-    python tools/scale.py --base deit_tiny --to 2.5e9 --sampler nsga2 --steps 200   # the trade-off of score and cost
-    python tools/scale.py --base deit_small --to 9e9 --strategy output/scale/strategy.json --output output/followed
-    python tools/scale.py --base deit_tiny img_size=32 patch_size=4 depth=4 --to 3e7 --oracle trained   # digits
+    python tools/scale.py --base deit_tiny --budget macs --to 2.5e9 --output output/tiny
+    python tools/scale.py --base deit_tiny img_size=96 --budget latency --to 0.02 --runtime onnxruntime --repeats 1 \
+        --factors depth num_heads mlp_ratio --output output/fast    # 0.02 is in seconds
+    python tools/scale.py --base pit_ti img_size=96 --to 2e8 --factors depth mlp_ratio_3 --output output/pit_ti
+    python tools/scale.py --base deit_tiny --iso --output output/iso             # at its own cost: this for that
+    python tools/scale.py --base deit_tiny img_size=96 patch_size=8 --to 6e8 --output output/heads \
+        --factors depth head_dim=32,48,64 mlp_ratio
+    python tools/scale.py --base deit_tiny --to 2.5e9 --sampler nsga2 --steps 200 --output output/front    # a trade-off
+    python tools/scale.py --base deit_small --to 9e9 --strategy output/tiny/strategy.json --output output/followed
+    python tools/scale.py --base deit_tiny img_size=32 patch_size=4 depth=4 --to 3e7 --oracle trained \
+        --output output/digits
 
-The same command again goes on where it was stopped or killed; run several times at once it shares the nets of a step.
+Every other base, budget or oracle needs an --output of its own. The same command again goes on where it was stopped or
+killed; run several times at once it shares the nets of a step.
 docs/scaling.md tells more.
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,7 @@ from filelock import FileLock
 from scale_base import read_base
 from scale_oracle import make_oracle
 from scale_report import print_nets, write_report
+from scale_steps import outlook, step_by_step
 from step_progress import StepProgress
 from study_command import run_study
 
@@ -37,6 +44,9 @@ from asvit_plugin.search.scaling_space import space_yaml
 from asvit_plugin.search.scaling_strategy import Strategy, fit_strategy, purpose
 from asvit_plugin.search.scaling_transfer import apply_strategy
 
+# Settings of a study whose values are hashes, in terms of the options.
+HASHED = {"space": "with another --base or other --factors", "recipes": "with another --recipe"}
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(BASES)}, a genotype of As-ViT, or a net_STEP.yaml; then arguments as NAME=VALUE (deit_tiny)",
     )
     parser.add_argument("--budget", default="macs", choices=list(UNITS), help="what is limited")
-    parser.add_argument("--to", type=float, metavar="BUDGET", help="so much: MACs, parameters, or seconds for a batch")
+    parser.add_argument("--to", type=float, metavar="BUDGET", help="MACs, parameters, or of latency seconds a batch")
     parser.add_argument("--iso", action="store_true", help="instead of --to: stay at what the base costs")
     parser.add_argument("--tolerance", type=float, default=0.03, help="part of the budget that a net may be off")
     parser.add_argument(
@@ -114,21 +124,37 @@ def make_timing(args: argparse.Namespace) -> Timing | None:
     return Timing(setting, args.batch_size, args.seconds, LatencyCache(args.cache))
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is made."""
+    if args.strategy and not args.strategy.is_file():
+        path = repr(str(args.strategy))
+        raise ValueError(f"--strategy is {path}, and there is no such file; a path that ends writes strategy.json")
+    if args.iso and args.sampler:
+        raise ValueError("--iso is for a path; with --sampler leave it out")
+    if args.iso and args.to is not None and not args.strategy:
+        raise ValueError(f"--iso stays at what the base costs, and --to is {args.to:g}; give one of them")
+    if not (args.iso or args.sampler or args.to is not None):
+        raise ValueError(f"give --to BUDGET, so many {UNITS[args.budget]}{', or --iso' * (not args.strategy)}")
+
+
 def run(args: argparse.Namespace) -> None:
+    check(args)
     base, target = read_base(args.base, args.factors), Target(args.budget, args.to, args.tolerance)
     space, oracle, timing = base.space, make_oracle(args, base.model), make_timing(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.strategy:
         settings, found = follow(args, base, target, timing)
     else:
         settings, found = search(args, base, target, oracle, timing)
+    args.output.mkdir(parents=True, exist_ok=True)
+    strategy = False
     with FileLock(args.output / ".report.lock"):  # processes that worked on it together end together
         write_atomically(args.output / "space.yaml", lambda file: file.write(space_yaml(space).encode()))
         write_report(found, space, target, oracle, settings, timing, args.output)
         if isinstance(settings, ScalingSettings) and not settings.iso:
-            write_strategy(found, target, oracle, timing, args.output / "strategy.json")
+            strategy = write_strategy(found, target, oracle, timing, args.output / "strategy.json")
     print_nets(found, target, oracle)
-    print(f"written: {args.output}/result.json, result.png, space.yaml and net_*.yaml for train.py --config")
+    files = f"result.json, result.png, space.yaml{', strategy.json' * strategy}"
+    print(f"written: {args.output}/{files} and net_*.yaml for train.py --config")
 
 
 def search(
@@ -137,17 +163,34 @@ def search(
     """The path or front that the options say, with their settings."""
     common = (base.space, base.choice, target, oracle)
     where = (timing, args.storage or args.output / "study.db", args.study_name)
-    progress = StepProgress()
-    try:
-        if not args.sampler:
-            settings = ScalingSettings(args.iso, args.growth, args.beam, args.steps)
-            return settings, scale(*common, settings, *where, progress)
-        if args.iso:
-            raise ValueError("--iso is for a path; with --sampler leave it out")
+    if args.sampler:
         front = FrontSettings(args.sampler, 200 if args.steps is None else args.steps, args.seed)
-        return front, scale_front(*common, front, *where, lambda done, count: progress(0, done, count))
-    finally:
-        progress.close()
+        args.output.mkdir(parents=True, exist_ok=True)
+        with refusal_of_the_output(args), closing(StepProgress()) as progress:
+            return front, scale_front(*common, front, *where, lambda done, count: progress(0, done, count))
+    settings = ScalingSettings(args.iso, args.growth, args.beam, args.steps)
+    print(outlook(base, target, settings, timing), flush=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with refusal_of_the_output(args):
+        return settings, step_by_step(
+            lambda up_to, on_trial: scale(*common, up_to, *where, on_trial), settings, target, oracle, args.output
+        )
+
+
+@contextmanager
+def refusal_of_the_output(args: argparse.Namespace) -> Iterator[None]:
+    """Says of a study in the output folder that was begun with other options what to do; other mistakes stay."""
+    try:
+        yield
+    except ValueError as error:
+        refused = re.match(r"study '.*' in .* was begun (with (\w+) .*, not .*(?=; keep)|by another)", str(error))
+        if refused is None or args.storage or args.study_name:
+            raise
+        begun = HASHED.get(refused[2], refused[1] if refused[2] else "by another program")
+        raise ValueError(
+            f"--output is {str(args.output)!r}, which holds what was begun {begun}; name another --output for another "
+            "base, budget, score or device"
+        ) from error
 
 
 def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing | None) -> tuple[Strategy, Scaled]:
@@ -167,13 +210,15 @@ def follow(args: argparse.Namespace, base: Base, target: Target, timing: Timing 
     return strategy, apply_strategy(strategy, base.space, base.choice, target, timing)
 
 
-def write_strategy(found: Scaled, target: Target, oracle: Oracle, timing: Timing | None, file: Path) -> None:
-    """Writes the strategy of a path; where the path went nowhere, removes that of an earlier one."""
+def write_strategy(found: Scaled, target: Target, oracle: Oracle, timing: Timing | None, file: Path) -> bool:
+    """Writes the strategy of a path, and says whether there is one; where not, removes that of an earlier path."""
     try:
         fit_strategy(found, target, oracle, timing).save(file)
     except ValueError as error:
         file.unlink(missing_ok=True)
         print(f"no strategy: {error}")
+        return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from arguments import key_value
 
 from asvit_plugin.backbones.net_file import is_net_file, resolve_net
-from asvit_plugin.search.scaling_bases import Base, find_base
+from asvit_plugin.search.scaling_bases import BASES, Base, find_base
 
 
 def read_base(texts: Sequence[str], factors: Sequence[str] | None = None) -> Base:
@@ -30,6 +30,9 @@ def read_base(texts: Sequence[str], factors: Sequence[str] | None = None) -> Bas
         net, size, known = resolve_net(net, None, {})
         known = {"stride": 8, **known} if net == "scaled_pit" else known  # the model's default, whatever the patch is
         given = {**known, **({} if size is None else {"img_size": size}), **given}
+    elif net not in BASES and "|" not in net:
+        kinds = f"{', '.join(BASES)}, a genotype of As-ViT, or a net_STEP.yaml"
+        raise ValueError(f"--base is {net!r}; it must be one of {kinds}")
     return find_base(net, given, read_factors(factors))
 
 

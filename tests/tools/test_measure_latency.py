@@ -35,6 +35,8 @@ def test_models_in_runtimes(tmp_path: Path) -> None:
     kept = {each.key.text: each.median for each in LatencyCache(tmp_path / "latency.json").latencies()}
     assert sorted(kept.values()) == sorted(row["median"] for row in figures["models"])
     assert "| test_resnet | torchscript | 0.0" in done.stdout
+    assert all(f"{name} in {way}" in done.stderr for name, way in rows)  # what it is at, while it is
+    assert "timing: " in done.stderr
 
 
 def test_predictor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -83,9 +83,9 @@ def test_a_path_is_not_written_over(fitted: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--to", "1e6", "--strategy", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
+        (["--to", "1e6", "--strategy", "nowhere.json"], "--strategy is 'nowhere.json', and there is no such file"),
         (["--to", "1e6", "--strategy", __file__], "is no strategy: it is not JSON"),
-        (["--strategy", "FITTED"], "the target has no value; a strategy needs a budget to lead to"),
+        (["--strategy", "FITTED"], "give --to BUDGET, so many multiply-accumulates"),
         (["--to", "1e6", "--beam", "2", "--strategy", "FITTED"], "without a study; leave --beam out"),
         (["--to", "1e6", "--growth", "1.5", "--strategy", "FITTED"], "without a study; leave --growth out"),
         (["--iso", "--strategy", "FITTED"], "--strategy leads to a budget without a study; leave --iso out"),

@@ -106,7 +106,7 @@ def test_a_study_of_another_recipe_is_refused(
     recipe.write_text("{data: digits, epochs: 1}")
     scale.main(argv)
     recipe.write_text("{data: digits, epochs: 2}")
-    assert "was begun with recipes ['" in refusal(capsys, *argv)
+    assert "was begun with another --recipe; name another --output" in refusal(capsys, *argv)
     assert "was begun with seed 0, not 1" in refusal(capsys, *TRAINED, *PATH, "--seed", "1", "--output", old(tmp_path))
     first = len(trainer.calls)
     scale.main([*argv, "--study-name", "second"])  # nothing of the other recipe's trainings is taken

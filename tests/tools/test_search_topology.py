@@ -17,8 +17,8 @@ import timm
 import yaml
 from result_files import without_password
 
-import asvit_plugin.search
 from asvit_plugin.costs import params
+from asvit_plugin.search import measuring
 
 SPACE = """
 model: scaled_vit
@@ -40,7 +40,7 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     rugged = proxy(True, lambda model: math.nan if params(model) % 5 == 0 else params(model) % 7)
     named = {"length_distortion": rugged, "ntk_condition": proxy(False, params)}
-    monkeypatch.setattr(asvit_plugin.search, "PROXIES", named, raising=False)
+    monkeypatch.setattr(measuring, "PROXIES", named)
     verbosity = optuna.logging.get_verbosity()
     yield
     optuna.logging.set_verbosity(verbosity)
@@ -87,7 +87,7 @@ def test_prints_and_writes_all_that_repeats_it(space: Path, tmp_path: Path, caps
 
 def test_killed_it_ends_as_if_undisturbed(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search_topology.main(command(space, tmp_path / "whole"))
-    slow = asvit_plugin.search.PROXIES["ntk_condition"]
+    slow = measuring.PROXIES["ntk_condition"]
     measure = slow.measure
 
     def wait(*args: Any, **kwargs: Any) -> SimpleNamespace:
