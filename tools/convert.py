@@ -1,6 +1,6 @@
 """A checkpoint, the authors' or our own, as a folder that timm loads: safetensors, config.json and a model card.
 
-python tools/convert.py epoch@289_checkpoint.pth.tar --model vit_resnas_small --output converted/vit_resnas_small
+python tools/convert.py epoch@289_checkpoint.pth.tar --model vit_resnas_small --output output/converted
 """
 
 import argparse

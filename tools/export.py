@@ -1,9 +1,9 @@
 """A timm model as ONNX, torch.export program or TorchScript, compared with the model itself before it is kept.
 
-python tools/export.py as_vit_small --checkpoint best.safetensors --output exported
-python tools/export.py vit_resnas_tiny --task pyramid --format onnx program torchscript --output exported
+python tools/export.py as_vit_small --checkpoint best.safetensors --output output/exported
+python tools/export.py vit_resnas_tiny --task pyramid --format onnx program torchscript --output output/exported
 python tools/export.py local-dir:output/as_vit_small/export --img-size 256 --output as_vit_small.onnx
-python tools/export.py deit_tiny_patch16_224 --pretrained --dynamic batch --output exported
+python tools/export.py deit_tiny_patch16_224 --pretrained --dynamic batch --output output/exported
 """
 
 import argparse
