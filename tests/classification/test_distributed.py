@@ -52,7 +52,6 @@ RUNS = {
     "accumulated": ([*PLAIN, *split("--epochs 2 --grad-accum-steps 3 --clip-grad 1")], 16),
     "synchronised": ([*RESNAS, "--sync-bn"], 16),
     "not_synchronised": (RESNAS, 16),
-    "averaged": ([*RESNAS, "--model-ema"], 16),
     "distilled": ([*PLAIN, *split("--kd-tokens-weight 1 --kd-model-name local-dir:TEACHER")], 32),
     "castled": ([*PLAIN, *split(CASTLED)], 32),
 }
@@ -170,15 +169,6 @@ def test_synchronised_weights_are_those_of_a_plain_model(folder: Path) -> None:
     assert difference(model.state_dict(), best["state_dict"]) == 0
     result = validate.main(["--checkpoint", str(folder / "synchronised_2" / "best.pth.tar")])
     assert result["loss"] == pytest.approx(best["history"][-1]["eval_loss"], abs=1e-6)
-
-
-def test_averaged_weights_are_the_same_in_all_processes(folder: Path) -> None:
-    """Each process measures half of the images, and one writes the weights that all must have measured."""
-    last = folder / "averaged_2" / "last.pth.tar"
-    state = torch.load(last, weights_only=True)
-    assert difference(state["state_dict_ema"], state["state_dict"]) > 1e-3
-    result = validate.main(["--checkpoint", str(last)])
-    assert result["loss"] == pytest.approx(state["history"][-1]["eval_loss"], abs=1e-6)
 
 
 def test_maps_to_a_wider_teacher_are_learnt_together(folder: Path) -> None:
