@@ -160,6 +160,18 @@ def test_batch_norms_differ_where_they_are_not_synchronised(folder: Path) -> Non
     assert difference(two["state_dict"], one["state_dict"]) > 5e-4  # measured 2e-3, and 1e-5 when synchronised
 
 
+def test_averaged_batch_norms_are_the_same_in_all_processes(tmp_path: Path) -> None:
+    """Each process measures its share of the images with its own average, and one writes the average down."""
+    more = split("--epochs 1 --batch-size 64 --model-ema --model-ema-decay 0.9 --warmup-epochs 0 --experiment run")
+    (tmp_path / "runs.json").write_text(json.dumps([[*RESNAS, *more, "--output", str(tmp_path)]]))
+    launcher = launch(str(Path(__file__).with_name("averaged_ranks.py")), str(tmp_path / "runs.json"))
+    _, errors = finish(launcher, 120)
+    assert launcher.returncode == 0, errors
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first) == 6
+    assert first == second
+
+
 def test_synchronised_weights_are_those_of_a_plain_model(folder: Path) -> None:
     best = torch.load(folder / "synchronised_2" / "best.pth.tar", weights_only=True)
     model = timm.create_model(f"local-dir:{folder / 'synchronised_2' / 'export'}", pretrained=True)

@@ -21,6 +21,7 @@ from asvit_plugin.search import (
     spectrum_entropy,
     synflow,
 )
+from asvit_plugin.search.features import measuring
 
 DRAWN = [name for name in PROXIES if name not in ("parameters", "macs")]
 
@@ -66,6 +67,12 @@ def test_dropout_plays_no_part() -> None:
     for proxy in DRAWN:
         measure = PROXIES[proxy].measure
         assert measure(with_dropout, img_size=32, repeats=1) == measure(make("scaled_vit"), img_size=32, repeats=1)
+
+
+def test_cudnn_stays_on() -> None:
+    with measuring("any", make("as_vit"), (3, 32, 32)):
+        assert torch.backends.cudnn.enabled
+        assert torch.backends.cudnn.deterministic
 
 
 def test_half_precision_is_measured_in_full() -> None:
