@@ -111,7 +111,8 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     unknown = set(options) - set(ATTENTION_OPTIONS)
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is no option of castling; those are {', '.join(ATTENTION_OPTIONS)}")
-    return {name: getattr(value, "item", lambda value=value: value)() for name, value in options.items()}  # NumPy's
+    # Numbers of NumPy and tensors cannot be saved with the model.
+    return {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
 
 
 def swap_attention(model: nn.Module, blocks: str | Sequence[str | int], options: dict[str, Any]) -> list[str]:

@@ -1,7 +1,9 @@
 """What castle() refuses leaves the model as it was; what the registered ``castled`` refuses names its base."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -47,6 +49,15 @@ def test_whatever_fails_on_images_undoes_the_swap(error: type[BaseException]) ->
     handle.remove()
     asvit_plugin.castle(model, images=torch.ones(1, 3, 64, 64))
     assert len(castled_attention(model)) == len(model.blocks)
+
+
+def test_options_of_numpy_can_be_saved(tmp_path: Path) -> None:
+    model = cheap("scaled_vit")
+    asvit_plugin.castle(model, reference_length=np.float32(9), dwconv_kernel_size=np.int64(9))
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again(images), model(images))
 
 
 def test_a_base_is_refused_by_its_name() -> None:
